@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make serve` and `make test` do their own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help serve test check install lint types imports bench clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## the virtual environment .venv, with the project in it (editable) and pinned dependencies
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tasktrail needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+serve: $(INSTALLED) ## start everything, embedded; make serve ARGS="--port 9000" passes options on
+	@exec $(BIN)/tasktrail serve $(ARGS)
+
+test: $(INSTALLED) ## the whole suite; make test ARGS="-k tail" passes options on
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/basedpyright
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+check: lint types imports ## what CI checks: format, lint, types, imports, then the tests
+	$(MAKE) test
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -1,0 +1,1 @@
+"""The agents that ship with Tasktrail, and the protocol that they speak."""

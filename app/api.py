@@ -1,0 +1,258 @@
+"""Build the API from its rooms, and serve it. Only here (and in the command line) are rooms wired together."""
+
+import asyncio
+import ipaddress
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import structlog
+import uvicorn
+from litestar import Litestar, MediaType, Request, Response, get
+from litestar.config.cors import CORSConfig
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from msgspec import Struct
+
+from app import __version__
+from app.agents.catalogue import Catalogue
+from app.auth import Revocations, authenticate, credentials
+from app.dialects import native_routes
+from app.feed import Streams
+from app.metrics import Metrics
+from app.problems import MEDIA_TYPE, encode, problem_of
+from app.settings import HttpSettings, LogSettings
+from app.tasks import Tasks
+from eventstore.connection import Connection
+from eventstore.jetstream import JetStreamLog
+from eventstore.tokens import Tokens
+
+log = structlog.stdlib.get_logger()
+
+GRACE_S = 5
+EVENT_STREAM = "text/event-stream"
+QUIET = ("/health", "/metrics")
+
+
+class Rooms:
+    """What the API is made of."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        tasks: Tasks,
+        tokens: Tokens,
+        catalogue: Catalogue,
+        http: HttpSettings,
+    ) -> None:
+        self.connection = connection
+        self.tasks = tasks
+        self.tokens = tokens
+        self.catalogue = catalogue
+        self.http = http
+        self.metrics = tasks.metrics
+        self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
+        self.revocations = Revocations(tokens)
+        self.metrics.gauge("attached_tasks", "Tasks held in memory", lambda: tasks.attached_count)
+        self.metrics.gauge("tail_lag", "Records that the leader has and this process has not seen", _lag(tasks))
+        self.metrics.gauge("log_fullness", "Share of the log's room that is taken", lambda: tasks.log.fullness)
+
+
+@asynccontextmanager
+async def open_rooms(log_settings: LogSettings, http: HttpSettings, catalogue: Catalogue) -> AsyncGenerator[Rooms]:
+    """Connect and follow the log; on the way out, let appends in flight end. Raises LogUnavailable, ServerTooOld."""
+    connection = await Connection.open(log_settings.nats, "tasktrail-api")
+    try:
+        event_log = await JetStreamLog.open(
+            connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
+        )
+        tokens = await Tokens.open(connection, replicas=log_settings.replicas)
+        tasks = await Tasks.open(
+            event_log, Metrics(), strict_reads=http.reads == "strict", max_attached=http.max_attached
+        )
+        try:
+            yield Rooms(connection=connection, tasks=tasks, tokens=tokens, catalogue=catalogue, http=http)
+        finally:
+            await tasks.close()
+            await tokens.close()
+            await event_log.close()
+    finally:
+        await connection.close()
+
+
+class Health(Struct):
+    """Alive, or ready; and if not, why not."""
+
+    status: str
+    problems: list[str] = []
+
+
+@get("/health/live", opt={"exclude_from_auth": True}, tags=["health"], security=[{}])
+async def live() -> Health:
+    """This process answers."""
+    return Health(status="ok")
+
+
+@get("/health/ready", opt={"exclude_from_auth": True}, tags=["health"], security=[{}])
+async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
+    """The log can be reached, and this process has seen what it holds; else 503."""
+    problems: list[str] = []
+    if not rooms.connection.connected:
+        problems.append("no connection to the log")
+    if not rooms.tasks.tail.proven:
+        problems.append("not proven to have seen all of the log")
+    status_code = 503 if problems else 200
+    return Response(Health(status="unready" if problems else "ok", problems=problems), status_code=status_code)
+
+
+@get("/metrics", opt={"exclude_from_auth": True}, tags=["health"], media_type=MediaType.TEXT, security=[{}])
+async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
+    """Prometheus metrics: open on loopback, else scope `admin`."""
+    if not _is_loopback(request):
+        principal = await authenticate(rooms.tokens, credentials(request.headers))
+        principal.need("admin")
+    return Response(rooms.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class Authentication(AbstractAuthenticationMiddleware):
+    """Every route needs a token, but for those that say otherwise."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+        super().__init__(app, exclude=["^/docs"])
+        self._tokens = tokens
+
+    async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
+        """Who asks. Raises NotAuthenticated."""
+        stream = connection.url.path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+        secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
+        return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
+
+
+def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
+    """Every error as a problem; one that nobody expected is ours, and is logged."""
+    problem, headers = problem_of(error)
+    if problem.status >= 500 and problem.code == "internal_error":
+        log.error("http.fault", path=request.url.path, exc_info=error)
+    return Response(encode(problem), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def build(rooms: Rooms) -> ASGIApp:
+    """The ASGI application."""
+    http = rooms.http
+
+    def given(room: object) -> Provide:
+        return Provide(lambda: room, sync_to_thread=False)
+
+    app = Litestar(
+        route_handlers=[native_routes.routes(), live, ready, metrics],
+        dependencies={
+            "rooms": given(rooms),
+            "tasks": given(rooms.tasks),
+            "streams": given(rooms.streams),
+            "revocations": given(rooms.revocations),
+            "catalogue": given(rooms.catalogue),
+        },
+        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
+        exception_handlers={Exception: on_error},
+        cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
+        request_max_body_size=http.max_body_bytes,
+        openapi_config=OpenAPIConfig(
+            title="Tasktrail",
+            version=__version__,
+            description="Long tasks for AI agents: start, wait, poll, stream, answer, cancel, and prove.",
+            path="/docs",
+            render_plugins=[ScalarRenderPlugin()],
+            components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
+            security=[{"token": []}],
+        ),
+        logging_config=None,
+    )
+    return Observed(app, rooms.metrics)
+
+
+class Observed:
+    """Our own access log and counts around the application; a query string is never written."""
+
+    def __init__(self, app: ASGIApp, figures: Metrics) -> None:
+        self._app = app
+        self._metrics = figures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and note status and time."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            self._metrics.requests.labels(str(status)).inc()
+            if not scope["path"].startswith(QUIET):
+                write = log.debug if scope["method"] == "GET" and status < 400 else log.info
+                took_ms = round((time.monotonic() - began) * 1000, 1)
+                write("http.request", method=scope["method"], path=scope["path"], status=status, took_ms=took_ms)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which cuts the open streams first when told to stop: their clients resume elsewhere."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop."""
+        self._streams.drain()
+        super().handle_exit(sig, frame)
+
+
+async def serve(rooms: Rooms, listening: socket.socket) -> None:
+    """Answer on this socket until SIGTERM or SIGINT."""
+    http = rooms.http
+    config = uvicorn.Config(
+        build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        root_path=http.root_path,
+        forwarded_allow_ips=http.forwarded_allow_ips,
+        ssl_certfile=http.ssl_certfile,
+        ssl_keyfile=str(http.ssl_keyfile) if http.ssl_keyfile else None,
+        timeout_graceful_shutdown=GRACE_S,
+        backlog=2048,
+    )
+    server = Server(config, rooms.streams)
+    # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+    await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
+
+
+def _lag(tasks: Tasks) -> Callable[[], float]:
+    return lambda: float(tasks.tail.lag)
+
+
+def _is_loopback(request: Request[object, object, State]) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

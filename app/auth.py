@@ -1,0 +1,113 @@
+"""Token -> `Principal`: who is asking, and what they may do."""
+
+import asyncio
+from datetime import UTC, datetime
+
+from litestar.datastructures import Headers
+from msgspec import Struct
+
+from eventstore.events import Owner
+from eventstore.tokens import Dialect, Scope, Token, Tokens, hashed
+
+
+class NotAuthenticated(Exception):
+    """No token, or one that is unknown, expired or revoked: nobody is told which."""
+
+
+class NotAllowed(Exception):
+    """The token lacks a scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(f"this needs a token with scope {scope}")
+        self.scope = scope
+
+
+class Principal(Struct, frozen=True, kw_only=True):
+    """Who is asking. `token_hash` names the token without being it."""
+
+    owner: Owner
+    scopes: frozenset[Scope]
+    token_id: str
+    token_hash: str
+    dialect: Dialect | None = None
+    expires_at: datetime | None = None
+
+    def need(self, scope: Scope) -> None:
+        """Raises NotAllowed. `admin` may do everything to its own; `audit:all` includes `audit`."""
+        if scope in self.scopes or "admin" in self.scopes or (scope == "audit" and "audit:all" in self.scopes):
+            return
+        raise NotAllowed(scope)
+
+    @property
+    def actor(self) -> str:
+        """How the log names them."""
+        return f"{self.owner}/{self.token_id}"
+
+
+def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
+    """The token that came with a request: `X-API-Key`, a bearer token, or (streams only) the query's `token`."""
+    if key := headers.get("x-api-key"):
+        return key
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return token_in_query or None
+
+
+def principal_of(token: Token, secret: str) -> Principal:
+    """Who the bearer of this token is."""
+    return Principal(
+        owner=token.owner,
+        scopes=frozenset(token.scopes),
+        token_id=token.id,
+        token_hash=hashed(secret),
+        dialect=token.dialect,
+        expires_at=token.expires_at,
+    )
+
+
+async def authenticate(tokens: Tokens, secret: str | None) -> Principal:
+    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up."""
+    if not secret:
+        raise NotAuthenticated
+    token = await tokens.find(secret)
+    if token is None:
+        raise NotAuthenticated
+    return principal_of(token, secret)
+
+
+class Revocations:
+    """Breaks open streams whose token was revoked or has expired."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._watched: dict[str, set[asyncio.Future[str]]] = {}
+        self._tokens = tokens
+        tokens.on_change(self._changed)
+
+    def watch(self, principal: Principal) -> asyncio.Future[str]:
+        """A future that is done, with the reason, when the principal's token ends. Give it back with `unwatch`."""
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._watched.setdefault(principal.token_hash, set()).add(ended)
+        if principal.expires_at is not None:
+            left_s = (principal.expires_at - datetime.now(UTC)).total_seconds()
+            timer = asyncio.get_running_loop().call_later(max(0.0, left_s), _end, ended, "token_expired")
+            ended.add_done_callback(lambda _: timer.cancel())
+        return ended
+
+    def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:
+        """No longer of interest."""
+        watched = self._watched.get(principal.token_hash, set())
+        watched.discard(ended)
+        if not watched:
+            self._watched.pop(principal.token_hash, None)
+        ended.cancel()
+
+    def _changed(self, token_hash: str) -> None:
+        # A changed token may have lost its scope; its streams begin anew and are judged anew.
+        for ended in self._watched.get(token_hash, set()):
+            _end(ended, "token_changed")
+
+
+def _end(ended: asyncio.Future[str], why: str) -> None:
+    if not ended.done():
+        ended.set_result(why)

@@ -1,0 +1,364 @@
+"""A client of our own API: commands that are repeated until it is known that they were done, tasks followed to their
+end over cut connections.
+
+ClientError               the message is one line for people
+├── Refused               the service understood and said no (4xx)
+└── NotTried              it could not be tried
+    ├── NoAddress         nobody said where the service is, or with what token
+    └── NoAnswer          no service answers there, or none of ours
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from httpx_sse import EventSource, ServerSentEvent
+from msgspec import Struct
+
+from app.dialects.native import TaskBody
+from eventstore import codec
+from eventstore.events import Owner, TaskCancelled, TaskCompleted, TaskFailed, TaskId, TaskTimedOut
+from eventstore.log import Recorded
+
+FIRST_CONTACT_S = 5.0
+"""How long to go on trying where nothing has answered yet."""
+CONTACT_LOST_S = 60.0
+"""How long to go on trying once a task was being followed: a restart is over by then."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0
+ANSWER_WITHIN_S = 30.0
+SILENT_FOR_S = 45.0
+"""A stream that says nothing for so long is dead: it sends a comment every 15 s."""
+PAGE = 1000
+AGAIN = frozenset({429, 502, 503, 504})
+"""Statuses that say: not now."""
+EVENT_STREAM = "text/event-stream"
+
+
+class ClientError(Exception):
+    """What was asked for did not come about."""
+
+
+class Refused(ClientError):
+    """The service understood and said no."""
+
+
+class NotTried(ClientError):
+    """It could not be tried."""
+
+
+class NoAddress(NotTried):
+    """Nobody said where the service is, or with what token."""
+
+
+class NoAnswer(NotTried):
+    """No service answers there, or none of ours."""
+
+
+class Where(Struct, frozen=True, kw_only=True):
+    """A service's address, and who we are there."""
+
+    url: str
+    token: str
+
+
+def where(data_dir: Path, url: str | None, token: str | None) -> Where:
+    """As given; what is not, as the service on this machine keeps it in its data directory. Raises NoAddress.
+
+    A token that is kept for this machine's service is never sent to another.
+    """
+    if token is not None and not (token.isascii() and token.isprintable() and token):
+        raise NoAddress("that is no token: one has printable ASCII characters only")
+    if url is not None:
+        if token is None:
+            raise NoAddress("--url needs a token: --token, or TASKTRAIL_TOKEN in the environment")
+        return Where(url=_checked(url), token=token)
+    raise NoAddress(f"no service is known in {data_dir}")
+
+
+def _checked(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise NoAddress(f"not a URL: {url!r} ({error})") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise NoAddress(f"not a URL of a service: {url!r} (http://127.0.0.1:8080, say)")
+    return url
+
+
+class Told(Struct, frozen=True):
+    """A fact; `item` is its JSON as the API's pages have it, the stored record with its sequence and event id."""
+
+    recorded: Recorded
+    item: str
+
+    @property
+    def is_end(self) -> bool:
+        """Nothing follows it."""
+        return isinstance(self.recorded.record.fact, TaskCompleted | TaskFailed | TaskCancelled | TaskTimedOut)
+
+
+class Interrupted(Struct, frozen=True):
+    """The connection was lost; it is being made anew, and nothing will be missed."""
+
+    why: str
+
+
+class Reset(Struct, frozen=True):
+    """The log is another than it was: forget what was told, it begins again."""
+
+
+class Page(Struct):
+    """A page of a task's history."""
+
+    data: list[msgspec.Raw]
+    has_more: bool
+    next_after: int
+
+
+class _Item(Struct):
+    sequence: int
+
+
+class _Complaint(Struct):
+    title: str = ""
+    detail: str = ""
+    errors: list[dict[str, object]] = []
+
+
+class Patience:
+    """How long to go on trying, and how long to wait before the next time: longer each time, never all at once."""
+
+    def __init__(self, bound_s: float) -> None:
+        self._bound_s = bound_s
+        self._until = time.monotonic() + bound_s
+        self._delay_s = FIRST_DELAY_S
+
+    def renew(self, bound_s: float) -> None:
+        """The service is there."""
+        self._until = time.monotonic() + bound_s
+
+    def hasten(self) -> None:
+        """It even told something new: should it fail again, begin with short delays."""
+        self._delay_s = FIRST_DELAY_S
+
+    def wait(self, why: str, at_least_s: float = 0.0) -> None:
+        """Wait a little. Raises NoAnswer where that would be too long."""
+        delay_s = max(at_least_s, self._delay_s * random.uniform(0.5, 1.0))
+        if time.monotonic() + delay_s > self._until:
+            raise NoAnswer(why)
+        time.sleep(delay_s)
+        self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
+
+
+class Client:
+    """Connections to one service. `retry_for_s` bounds how long something is tried (None: the usual)."""
+
+    def __init__(self, address: Where, *, retry_for_s: float | None = None) -> None:
+        self.url = address.url
+        self._first_s = FIRST_CONTACT_S if retry_for_s is None else retry_for_s
+        self._lost_s = CONTACT_LOST_S if retry_for_s is None else retry_for_s
+        # A proxy in the environment is for the world outside: it can't reach a service on this machine.
+        local = httpx.URL(address.url).host in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.Client(
+            base_url=address.url,
+            headers={"Authorization": f"Bearer {address.token}", "User-Agent": "tasktrail"},
+            timeout=ANSWER_WITHIN_S,
+            transport=httpx.HTTPTransport() if local else None,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
+
+    # --- questions and commands -----------------------------------------------------------------------------------
+
+    def submit(self, body: Mapping[str, object], *, key: str) -> bytes:
+        """Begin a task, once, however often it takes to be told so. Gives the task's JSON."""
+        return self._ask("POST", "/tasks", body=body, key=key).content
+
+    def command(self, task_id: TaskId, name: str, body: Mapping[str, object] | None = None) -> bytes:
+        """Cancel, pause, resume, messages or review, once. Gives the task's JSON."""
+        return self._ask("POST", f"{_path(task_id)}/{name}", body=body, key=new_key()).content
+
+    def get(self, task_id: TaskId) -> bytes:
+        """The task's JSON."""
+        return self._ask("GET", _path(task_id)).content
+
+    def changed(self, task_id: TaskId, version: int, *, within_s: int) -> bytes | None:
+        """The task's JSON once its version is another; None where it still is this one."""
+        headers = {"If-None-Match": f'"{version}"', "Prefer": f"wait={within_s}"}
+        answer = self._ask("GET", _path(task_id), headers=headers, within_s=within_s + ANSWER_WITHIN_S)
+        return None if answer.status_code == HTTPStatus.NOT_MODIFIED else answer.content
+
+    def history(self, task_id: TaskId) -> Generator[Told]:
+        """The task's facts so far, page by page."""
+        after, more = 0, True
+        while more:
+            answer = self._ask("GET", f"{_path(task_id)}/events?after={after}&limit={PAGE}")
+            page = decoded(answer.content, Page)
+            for raw in page.data:
+                item = bytes(raw)
+                yield Told(_recorded(task_id, decoded(item, _Item).sequence, item), item.decode())
+            after, more = page.next_after, page.has_more
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, object] | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> httpx.Response:
+        """Safe to repeat: a question changes nothing, and a command's key makes a second one do nothing."""
+        sent = dict(headers or {})
+        if key is not None:
+            sent["Idempotency-Key"] = key
+        patience = Patience(self._first_s)
+        while True:
+            try:
+                answer = self._http.request(method, path, json=body, headers=sent, timeout=within_s)
+            except httpx.RequestError as error:
+                patience.wait(self._silence(error))
+                continue
+            if answer.status_code not in AGAIN:
+                return self._checked(answer)
+            patience.wait(complaint(answer), _retry_after_s(answer))
+
+    def _checked(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success or answer.status_code == HTTPStatus.NOT_MODIFIED:
+            return answer
+        if answer.is_client_error:
+            raise Refused(complaint(answer))
+        if answer.is_server_error:
+            raise NotTried(complaint(answer))
+        raise NoAnswer(f"{self.url} is no Tasktrail API: it answers {answer.status_code}")
+
+    def _silence(self, error: httpx.RequestError) -> str:
+        return f"no answer from {self.url}: {str(error) or type(error).__name__}"
+
+    # --- following ------------------------------------------------------------------------------------------------
+
+    def follow(self, task_id: TaskId) -> Generator[Told | Interrupted | Reset]:
+        """The task's facts from the first on, live, each once and in order, to its end. A body that is over before the
+        ending fact was cut, so it is asked for again, by the last event's id."""
+        cursor: str | None = None
+        last = 0
+        patience = Patience(self._first_s)
+        while True:
+            why, at_least_s = "the stream was cut", 0.0
+            try:
+                with self._stream(task_id, cursor) as stream:
+                    if stream.response.status_code == HTTPStatus.NO_CONTENT:
+                        return  # it ended with a fact that this release does not know
+                    if stream.response.status_code in AGAIN:
+                        why, at_least_s = complaint(stream.response), _retry_after_s(stream.response)
+                    else:
+                        patience.renew(self._lost_s)
+                        for event in stream.iter_sse():
+                            if event.event == "reset":
+                                cursor, last = None, 0
+                                yield Reset()
+                            elif event.data and (told := _told(task_id, event)).recorded.sequence > last:
+                                cursor, last = event.id, told.recorded.sequence
+                                patience.hasten()
+                                yield told
+                                if told.is_end:
+                                    return
+                        patience.renew(self._lost_s)
+            except httpx.RequestError as error:
+                why = self._silence(error)
+            yield Interrupted(why)
+            patience.wait(why, at_least_s)
+
+    @contextmanager
+    def _stream(self, task_id: TaskId, cursor: str | None) -> Generator[EventSource]:
+        headers = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
+        if cursor is not None:
+            headers["Last-Event-ID"] = cursor
+        timeout = httpx.Timeout(ANSWER_WITHIN_S, read=SILENT_FOR_S)
+        with self._http.stream("GET", f"{_path(task_id)}/events", headers=headers, timeout=timeout) as answer:
+            if answer.status_code != HTTPStatus.OK:
+                answer.read()
+                if answer.status_code not in AGAIN:
+                    self._checked(answer)
+            elif EVENT_STREAM not in answer.headers.get("content-type", ""):
+                raise NoAnswer(f"{self.url} is no Tasktrail API: it does not stream events")
+            yield EventSource(answer)
+
+
+def new_key() -> str:
+    """An idempotency key."""
+    return f"cli-{uuid.uuid4()}"
+
+
+def complaint(answer: httpx.Response) -> str:
+    """What a problem (RFC 9457) says, in one line."""
+    try:
+        said = msgspec.json.decode(answer.content, type=_Complaint)
+    except msgspec.DecodeError:
+        said = _Complaint()
+    title = said.title or f"the service answers {answer.status_code} {answer.reason_phrase}".rstrip()
+    parts = [title] if said.detail in ("", title) else [title, said.detail]
+    for one in said.errors[:5]:
+        message = str(one.get("message", ""))
+        parts.append(f"{one['key']}: {message}" if one.get("key") else message)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        parts.append("is it unknown, expired or revoked? `tasktrail tokens create` makes one")
+    return " ".join(": ".join(part for part in parts if part).split())
+
+
+def task_of(content: bytes) -> TaskBody:
+    """The task that a body tells of."""
+    return decoded(content, TaskBody)
+
+
+Form = TypeVar("Form")
+
+
+def decoded(content: bytes, form: type[Form]) -> Form:
+    """A body's JSON. Raises NoAnswer where it is none of ours."""
+    try:
+        return msgspec.json.decode(content, type=form)
+    except msgspec.DecodeError as error:
+        raise NoAnswer(
+            f"the service's answer can't be read; is it another release, or another product? ({error})"
+        ) from error
+
+
+def _told(task_id: TaskId, event: ServerSentEvent) -> Told:
+    sequence = event.id.partition("-")[0]
+    if not (sequence.isascii() and sequence.isdigit()):
+        raise NoAnswer(f"not an event id: {event.id!r}")
+    recorded = _recorded(task_id, int(sequence), event.data.encode())
+    return Told(recorded, f'{{"sequence":{sequence},"id":"{event.id}",{event.data[1:]}')
+
+
+def _recorded(task_id: TaskId, sequence: int, stored: bytes) -> Recorded:
+    try:
+        record = codec.decode(stored)
+    except codec.Unreadable as error:
+        raise NoAnswer(f"an event that this release can't read; is the service's newer? ({error})") from error
+    # Whose task it is, is not told: the owner is the asker.
+    return Recorded(sequence=sequence, owner=Owner(""), task_id=task_id, record=record, stored=stored)
+
+
+def _path(task_id: TaskId) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    given = answer.headers.get("retry-after", "")
+    return float(given) if given.isascii() and given.isdigit() else 0.0

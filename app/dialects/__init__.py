@@ -1,0 +1,1 @@
+"""One vendor's API over our facts, a module each."""

@@ -1,0 +1,314 @@
+"""Our own API's routes."""
+
+import re
+from typing import Annotated
+
+import msgspec
+import uuid_utils
+from litestar import Request, Response, Router, get, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.types import ASGIApp
+
+from app.agents.catalogue import Catalogue
+from app.attached import Attached
+from app.auth import Principal, Revocations
+from app.decide import CancelTask, Command, DecideReview, ReceiveInput, Rejected, RequestPause, ResumeTask
+from app.dialects.native import (
+    MAX_METADATA,
+    MAX_WAIT_S,
+    AgentBody,
+    AgentList,
+    EventPage,
+    NewMessage,
+    NewReview,
+    NewTask,
+    TaskBody,
+    Why,
+    render,
+    task_id_of,
+    to_command,
+)
+from app.feed import BEGINNING, Cursor, Streams, TaskStream, cursor_of, event_id
+from app.problems import BadRequest, NotFound, ProblemDetails, Refused
+from app.tasks import Cause, Tasks, hashed_key
+from eventstore.log import LogUnavailable, Recorded
+from projections.task import Task
+
+Asked = Request[Principal, None, State]
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
+"""Where waiting longer for the end is pointless until somebody does something."""
+
+PROBLEM = ResponseSpec(ProblemDetails, media_type="application/problem+json", generate_examples=False)  # pyright: ignore[reportArgumentType]  # litestar: a media type of its own enum, or a string
+TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
+COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
+ONE_TASK = {**COMMON, 404: PROBLEM}
+COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
+
+TaskPath = FromPath[str]
+
+
+@post("/tasks", status_code=201, responses={**COMMON, 200: TASK, 201: TASK, 413: PROBLEM, 422: PROBLEM}, tags=["tasks"])
+async def create_task(
+    request: Asked, data: JSONBody[NewTask], tasks: NamedDependency[Tasks], catalogue: NamedDependency[Catalogue]
+) -> Response[bytes]:
+    """Begin a task. `Prefer: wait=N` waits up to N (60 at most) seconds for its end; `Idempotency-Key` makes a repeat
+    give the same task (200, `Idempotency-Replayed: true`); the same key with another request is refused (422)."""
+    request.user.need("tasks:write")
+    command = to_command(data, default_agent=catalogue.default)
+    if command.agent not in catalogue:
+        raise BadRequest(f"no agent {command.agent!r}; there are: {', '.join(catalogue.names)}")
+    if len(msgspec.json.encode(data.metadata)) > MAX_METADATA:
+        raise BadRequest(f"metadata has at most {MAX_METADATA} bytes")
+    done = await tasks.create(request.user.owner, command, cause_of(request), key=idempotency_key(request))
+    if isinstance(done, Rejected):
+        raise Refused(done)
+    task = done.task
+    headers = {"Location": f"{request.base_url.path.rstrip('/')}/tasks/{task.task_id}"}
+    if done.recorded is None:
+        headers["Idempotency-Replayed"] = "true"
+    wait_s = wait_of(request)
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+        task = await _wait(tasks, task, wait_s, version=None)
+    return await _answer(tasks, task, headers, status_code=200 if done.recorded is None else 201)
+
+
+@get("/tasks/{task_id:str}", responses={**ONE_TASK, 200: TASK, 304: ResponseSpec(None)}, tags=["tasks"])
+async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
+    """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change."""
+    request.user.need("tasks:read")
+    attached, age_s = await find(tasks, request.user, task_id)
+    known = _known_versions(request)
+    if age_s is not None and "no-cache" in request.headers.get("cache-control", ""):
+        raise LogUnavailable("the task can't be proven fresh")
+    if any(version > attached.task.version for version in known):
+        await tasks.tail.catch_up()
+    task = attached.task
+    headers = {"Cache-Control": "private, no-cache"}
+    wait_s = wait_of(request)
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+        if not known or task.version in known:
+            task = await _wait(tasks, task, wait_s, version=task.version)
+    if age_s is not None:
+        headers["Age"] = str(age_s)
+    if task.version in known:
+        return Response(b"", status_code=304, headers=headers | {"ETag": f'"{task.version}"'}, media_type=None)
+    return await _answer(tasks, task, headers, attached=attached)
+
+
+@get(
+    "/tasks/{task_id:str}/events",
+    responses={**ONE_TASK, 200: ResponseSpec(EventPage, generate_examples=False), 204: ResponseSpec(None)},
+    tags=["tasks"],
+)
+async def get_events(
+    request: Asked,
+    task_id: TaskPath,
+    tasks: NamedDependency[Tasks],
+    streams: NamedDependency[Streams],
+    revocations: NamedDependency[Revocations],
+    after: Annotated[str | None, QueryParameter(description="an event id or a sequence", max_length=60)] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
+    token: Annotated[str | None, QueryParameter(description="on streams, instead of a header")] = None,
+) -> ASGIApp:
+    """The task's history: a stream by `Accept: text/event-stream` (resumes by `Last-Event-ID`, which beats `after`;
+    204 at or after the end), else a JSON page."""
+    del token  # read where the request is authenticated
+    request.user.need("tasks:read")
+    attached, _ = await find(tasks, request.user, task_id)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        cursor = BEGINNING if after is None else cursor_of(after)
+        return await _page(tasks, attached.task, cursor, limit)  # pyright: ignore[reportReturnType]  # litestar takes both
+    resumed = request.headers.get("last-event-id") or after
+    cursor = BEGINNING if resumed is None else cursor_of(resumed)
+    if _at_the_end(attached.task, cursor):
+        return Response(b"", status_code=204, media_type=None)  # pyright: ignore[reportReturnType]  # litestar takes both
+    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, cursor)
+
+
+@get(
+    "/tasks/{task_id:str}/blobs/{sha256:str}",
+    responses={**ONE_TASK, 200: ResponseSpec(dict[str, object], generate_examples=False, description="the fields")},
+    tags=["tasks"],
+)
+async def get_blob(
+    request: Asked, task_id: TaskPath, sha256: FromPath[str], tasks: NamedDependency[Tasks]
+) -> Response[bytes]:
+    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names."""
+    request.user.need("tasks:read")
+    attached, _ = await find(tasks, request.user, task_id)
+    for recorded in await tasks.log.read(attached.owner, attached.task_id):
+        reference = recorded.record.blob
+        if reference is not None and reference.sha256 == sha256:
+            content = await tasks.log.blobs.get(reference.name)
+            if content is not None:
+                return Response(content, media_type="application/json", headers={"ETag": f'"{sha256}"'})
+    raise NotFound("this task has no such blob")
+
+
+@post("/tasks/{task_id:str}/cancel", status_code=200, responses=COMMANDED, tags=["tasks"])
+async def cancel_task(
+    request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], data: JSONBody[Why | None] = None
+) -> Response[bytes]:
+    """End the task as cancelled, at once. The step in hand ends by itself; its result is refused."""
+    reason = data.reason if data else None
+    return await _command(request, tasks, task_id, CancelTask(by=request.user.actor, reason=reason))
+
+
+@post("/tasks/{task_id:str}/pause", status_code=200, responses=COMMANDED, tags=["tasks"])
+async def pause_task(
+    request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], data: JSONBody[Why | None] = None
+) -> Response[bytes]:
+    """Pause the task when its step in hand has ended; at once where nobody runs it."""
+    return await _command(request, tasks, task_id, RequestPause(reason=data.reason if data else None))
+
+
+@post("/tasks/{task_id:str}/resume", status_code=200, responses=COMMANDED, tags=["tasks"])
+async def resume_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
+    """Go on with a paused task."""
+    return await _command(request, tasks, task_id, ResumeTask())
+
+
+@post("/tasks/{task_id:str}/messages", status_code=200, responses=COMMANDED, tags=["tasks"])
+async def send_message(
+    request: Asked, task_id: TaskPath, data: JSONBody[NewMessage], tasks: NamedDependency[Tasks]
+) -> Response[bytes]:
+    """Answer the agent's question; without one, leave a message for its next look at its inbox."""
+    return await _command(request, tasks, task_id, ReceiveInput(text=data.text))
+
+
+@post("/tasks/{task_id:str}/review", status_code=200, responses=COMMANDED, tags=["tasks"])
+async def review_task(
+    request: Asked, task_id: TaskPath, data: JSONBody[NewReview], tasks: NamedDependency[Tasks]
+) -> Response[bytes]:
+    """Approve, or do not, what awaits review."""
+    return await _command(request, tasks, task_id, DecideReview(approved=data.approved, feedback=data.feedback))
+
+
+@get("/agents", responses={**COMMON, 200: ResponseSpec(AgentList, generate_examples=False)}, tags=["agents"])
+async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> AgentList:
+    """The agents that can be asked for."""
+    request.user.need("tasks:read")
+    agents = [AgentBody(name=one.name, description=one.description, limit=one.limit) for one in catalogue]
+    return AgentList(data=agents)
+
+
+def routes() -> Router:
+    """All of them."""
+    handlers = [create_task, get_task, get_events, get_blob, cancel_task, pause_task, resume_task]
+    return Router(path="/", route_handlers=[*handlers, send_message, review_task, list_agents])
+
+
+async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:
+    """The owner's task, and its age where no leader answers. Raises NotFound: another owner's task does not exist."""
+    task_id = task_id_of(text)
+    if task_id is None:
+        raise NotFound("no such task")
+    attached, age_s = await tasks.get(principal.owner, task_id)
+    if attached is None:
+        raise NotFound("no such task")
+    return attached, age_s
+
+
+def cause_of(request: Asked) -> Cause:
+    """Who asks, and by which request."""
+    given = request.headers.get("x-request-id", "")
+    request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7()}"
+    traceparent = request.headers.get("traceparent", "")
+    return Cause(
+        actor=request.user.actor,
+        causation_id=request_id,
+        correlation_id=request_id,
+        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
+    )
+
+
+def idempotency_key(request: Asked) -> str | None:
+    """The key, quoted or bare, 1 to 255 characters. Raises BadRequest."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
+    return key
+
+
+def wait_of(request: Asked) -> float | None:
+    """Seconds of `Prefer: wait=N`, at most 60; None without it, or where `respond-async` wants no waiting."""
+    prefer = ",".join(request.headers.getall("prefer", []))
+    found = WAIT.search(prefer)
+    if found is None or "respond-async" in prefer.lower():
+        return None
+    return min(float(found[1]), MAX_WAIT_S)
+
+
+def _known_versions(request: Asked) -> set[int]:
+    given = request.headers.get("if-none-match", "")
+    return {int(version) for version in re.findall(r'"(\d{1,9})"', given)}
+
+
+def _at_the_end(task: Task, cursor: Cursor) -> bool:
+    if not task.ended or cursor.sequence < task.sequence:
+        return False
+    return cursor.check is None or (cursor.sequence == task.sequence and cursor.is_of(task.sha256))
+
+
+async def _wait(tasks: Tasks, task: Task, wait_s: float, *, version: int | None) -> Task:
+    """The task once its version is another (None: once it has ended or waits for somebody), or the time is over."""
+
+    def satisfied(now: Task) -> bool:
+        settled = now.status in ASKING if version is None else now.version != version
+        return now.ended or settled
+
+    async with tasks.attach(task.owner, task.task_id) as attached:
+        await attached.until(satisfied, wait_s)
+        return attached.task
+
+
+async def _answer(
+    tasks: Tasks, task: Task, headers: dict[str, str], *, status_code: int = 200, attached: Attached | None = None
+) -> Response[bytes]:
+    body = attached.bodies.get("native") if attached is not None and attached.task is task else None
+    if body is None:
+        body = render(task, await tasks.large_fields(task) if task.blobs else {})
+        if attached is not None and attached.task is task and not task.blobs:
+            attached.bodies["native"] = body
+    headers = headers | {"ETag": f'"{task.version}"'}
+    return Response(body, status_code=status_code, headers=headers, media_type="application/json")
+
+
+async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
+    request.user.need("tasks:write")
+    task_id = task_id_of(text)
+    if task_id is None:
+        raise NotFound("no such task")
+    key = idempotency_key(request)
+    keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
+    done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))
+    if isinstance(done, Rejected):
+        raise Refused(done)
+    headers = {"Idempotency-Replayed": "true"} if key and done.recorded is None else {}
+    return await _answer(tasks, done.task, headers)
+
+
+async def _page(tasks: Tasks, task: Task, cursor: Cursor, limit: int) -> Response[bytes]:
+    records = await tasks.log.read(task.owner, task.task_id, after=cursor.sequence, limit=limit)
+    last = records[-1].sequence if records else cursor.sequence
+    more = b"true" if records and last < task.sequence else b"false"
+    items = b",".join(map(_item, records))
+    body = b'{"data":[%b],"has_more":%b,"next_after":%d}' % (items, more, last)
+    return Response(body, media_type="application/json")
+
+
+def _item(recorded: Recorded) -> bytes:
+    head = f'{{"sequence":{recorded.sequence},"id":"{event_id(recorded)}",'
+    return head.encode() + recorded.stored[1:]

@@ -1,0 +1,224 @@
+"""Carries out what `projections.dispatch` plans: offers work, holds it, sets and fires timers. One leads at a time."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Coroutine
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from app.decide import QueueTask, Rejected, TimeOutTask
+from app.metrics import Metrics
+from app.settings import AgentSettings, LogSettings, WorkerSettings
+from app.tasks import Cause, Tasks
+from eventstore import codec
+from eventstore.connection import Connection
+from eventstore.election import Election
+from eventstore.jetstream import JetStreamLog
+from eventstore.log import Arrival, LogError
+from eventstore.queue import Queue, WorkItem, on_lost
+from eventstore.timers import DueTimer, Timer, Timers
+from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer
+
+log = structlog.stdlib.get_logger()
+
+CAUSE = Cause(actor="dispatcher")
+AT_ONCE = 64
+"""Actions under way at the same time."""
+AGAIN_S = 0.2
+TAKE_S = 2.0
+
+
+class Dispatcher:
+    """Built once; leads whenever it is elected. Correctness never rests on it: it may offer twice, or late."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        tasks: Tasks,
+        queue: Queue,
+        timers: Timers,
+        *,
+        limits: dict[str, int],
+        default_limit: int,
+        sweep_s: float,
+    ) -> None:
+        self._connection = connection
+        self._tasks = tasks
+        self._queue = queue
+        self._timers = timers
+        self._limits = limits
+        self._default_limit = default_limit
+        self._sweep_s = sweep_s
+        self._board = Board(limits, default_limit=default_limit)
+        self._woken = asyncio.Event()
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._lost: list[str] = []
+
+    async def lead(self) -> None:
+        """Fold the whole log, then act on what comes, until cancelled. Raises LogError where it can't begin."""
+        self._begin_anew()
+        tail = await self._tasks.log.tail(self._on_arrival, self._begin_anew, after=0)
+        heard = await on_lost(self._connection, self._on_lost)
+        try:
+            await tail.catch_up()
+            log.info("dispatcher.leads", tasks=len(self._board), position=tail.position)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._plan())
+                group.create_task(self._sweep())
+                group.create_task(self._fire())
+        finally:
+            await self._connection.unsubscribe(heard)
+            await tail.close()
+
+    def _begin_anew(self) -> None:
+        self._board = Board(self._limits, default_limit=self._default_limit)
+        self._woken.set()
+
+    def _on_arrival(self, arrival: Arrival) -> None:
+        if not arrival.subject.startswith("tasks."):
+            return
+        try:
+            recorded = codec.recorded(arrival.sequence, arrival.subject, arrival.stored)
+        except codec.Unreadable as error:
+            log.error("dispatcher.unreadable", sequence=arrival.sequence, error=str(error))
+            return
+        self._board.take_in(recorded)
+        self._woken.set()
+
+    def _on_lost(self, worker: str) -> None:
+        self._lost.append(worker)
+        self._woken.set()
+
+    async def _plan(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                lost, self._lost = self._lost, []
+                actions = self._board.plan(datetime.now(UTC))
+                for worker in lost:
+                    again = self._board.lost(worker)
+                    log.info("dispatcher.worker_lost", worker=worker, tasks=len(again))
+                    actions += again
+                for action in actions:
+                    await self._at_once.acquire()
+                    group.create_task(self._carry_out(action))
+
+    async def _carry_out(self, action: Action) -> None:
+        try:
+            match action:
+                case Offer(owner=owner, task_id=task_id, agent=agent, lost_run=lost_run):
+                    await self._queue.offer(WorkItem(owner=owner, task_id=task_id, agent=agent, lost_run=lost_run))
+                case Hold(owner=owner, task_id=task_id, limit=limit):
+                    await self._tasks.execute(owner, task_id, QueueTask(limit=limit), CAUSE)
+                case SetTimer(owner=owner, task_id=task_id, kind=kind, at=at):
+                    await self._timers.set(Timer(owner=owner, task_id=task_id, kind=kind, at=at))
+                case ClearTimer(task_id=task_id, kind=kind):
+                    await self._timers.clear(task_id, kind)
+        except LogError as error:
+            log.warning("dispatcher.not_yet", action=type(action).__name__, error=str(error))
+            self._board.failed(action)
+            self._wake_later()
+        finally:
+            self._at_once.release()
+
+    def _wake_later(self) -> None:
+        asyncio.get_running_loop().call_later(AGAIN_S, self._woken.set)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            try:
+                depth = await self._queue.depth()
+            except LogError as error:
+                log.warning("dispatcher.no_sweep", error=str(error))
+                continue
+            again = self._board.sweep(datetime.now(UTC), silent_for=2 * self._queue.lease, depth=depth)
+            if again:
+                log.info("dispatcher.swept", offered_again=len(again))
+            for action in again:
+                await self._at_once.acquire()
+                await self._carry_out(action)
+            self._woken.set()
+
+    async def _fire(self) -> None:
+        while True:
+            try:
+                due = await self._timers.take(wait_s=TAKE_S)
+                if due is not None:
+                    await self._act_on(due)
+            except LogError as error:
+                log.warning("dispatcher.timers_away", error=str(error))
+                await asyncio.sleep(AGAIN_S)
+
+    async def _act_on(self, due: DueTimer) -> None:
+        timer = due.timer
+        if timer.kind == "retry":
+            self._board.retry_due(timer.task_id, max(datetime.now(UTC), timer.at))
+            self._woken.set()
+        else:
+            decided = await self._tasks.execute(
+                timer.owner, timer.task_id, TimeOutTask(deadline=timer.at), Cause(actor="timer")
+            )
+            if isinstance(decided, Rejected):
+                log.debug("dispatcher.timer_moot", task_id=timer.task_id, reason=decided.reason)
+        await due.done()
+
+
+@contextlib.asynccontextmanager
+async def open_dispatcher(
+    log_settings: LogSettings, agents: AgentSettings, worker: WorkerSettings, limits: dict[str, int]
+) -> AsyncGenerator[tuple[Dispatcher, Election]]:
+    """Connect, and create the streams that are missing. Raises LogUnavailable, ServerTooOld."""
+    connection = await Connection.open(log_settings.nats, "tasktrail-projector")
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(connection.close)
+        replicas = log_settings.replicas
+        event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
+        stack.push_async_callback(event_log.close)
+        tasks = await Tasks.open(event_log, Metrics())
+        stack.push_async_callback(tasks.close)
+        lease = timedelta(seconds=worker.lease_s)
+        queue = await Queue.open(connection, lease=lease, replicas=replicas)
+        stack.push_async_callback(queue.close)
+        timers = await Timers.open(connection, replicas=replicas)
+        stack.push_async_callback(timers.close)
+        election = await Election.open(connection, "dispatcher", replicas=replicas)
+        stack.push_async_callback(election.close)
+        dispatcher = Dispatcher(
+            connection,
+            tasks,
+            queue,
+            timers,
+            limits=limits,
+            default_limit=agents.limit,
+            sweep_s=worker.sweep_s,
+        )
+        yield dispatcher, election
+
+
+async def run_projector(
+    log_settings: LogSettings, agents: AgentSettings, worker: WorkerSettings, limits: dict[str, int] | None = None
+) -> None:
+    """Carry the projections (the dispatcher now) until cancelled. Raises LogUnavailable, ServerTooOld at the start."""
+    async with open_dispatcher(log_settings, agents, worker, limits or {}) as (dispatcher, election):
+        while True:
+            await election.campaign()
+            await until_first(dispatcher.lead(), election.deposed())
+            log.warning("dispatcher.deposed")
+
+
+async def until_first(*works: Coroutine[object, object, None]) -> None:
+    """Run until one of them ends; the rest are cancelled. A LogError is told in the log: it is tried again."""
+    running = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for work in running:
+            work.cancel()
+        for outcome in await asyncio.gather(*running, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.error("dispatcher.failed", error=f"{type(outcome).__name__}: {outcome}", exc_info=outcome)
+                await asyncio.sleep(AGAIN_S)

@@ -1,0 +1,231 @@
+"""Recorded facts -> SSE frames: id, resume, heartbeat, the end. And the ASGI response that writes them.
+
+Our own response, because task streams are what this exists for (DESIGN.md section 10): ready bytes, joined writes.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+import structlog
+from litestar.types import Receive, Scope, Send
+from msgspec import Struct
+
+from app.attached import Attached, Cut, Reader
+from app.auth import Principal, Revocations
+from app.tasks import Tasks
+from eventstore.events import TaskId, tag_of
+from eventstore.log import LogError, Recorded
+
+log = structlog.stdlib.get_logger()
+
+PING = b": ping\n\n"
+RETRY = b"retry: 1000\n\n"
+HEADERS: list[tuple[bytes, bytes]] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+CHECK_BITS = 28
+INDEX_BITS = 8
+
+
+class BadCursor(Exception):
+    """Not an event id, and not a sequence."""
+
+
+class Cursor(Struct, frozen=True):
+    """Where a reader is: after this sequence; `check` says of which record it was the id (None: a bare sequence)."""
+
+    sequence: int
+    check: int | None = None
+
+    def is_of(self, sha256: str) -> bool:
+        """Whether the record with this hash is the one whose id this is."""
+        return self.check is not None and self.check >> INDEX_BITS == check_of(sha256)
+
+    def genuine(self, recorded: Recorded) -> bool:
+        """Whether this is an id of that record; a cursor from another life of the log is not."""
+        return self.is_of(recorded.sha256)
+
+
+BEGINNING = Cursor(0)
+
+
+def check_of(sha256: str) -> int:
+    """28 bits of a record's hash."""
+    return int(sha256[: CHECK_BITS // 4], 16)
+
+
+def event_id(recorded: Recorded, index: int = 0) -> str:
+    """`<sequence>-<n>`: n is a check of the record's hash, the frame's index within the record in its low bits."""
+    return f"{recorded.sequence}-{check_of(recorded.sha256) << INDEX_BITS | index}"
+
+
+def cursor_of(text: str) -> Cursor:
+    """An event id, or a bare sequence. Raises BadCursor."""
+    sequence, dash, check = text.partition("-")
+    digits = [sequence, check] if dash else [sequence]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 19 for part in digits):
+        raise BadCursor(f"not an event id: {text[:60]!r}")
+    return Cursor(int(sequence), int(check) if dash else None)
+
+
+def frame(recorded: Recorded) -> bytes:
+    """One fact as one frame; `data:` is the stored record as it is."""
+    head = f"id: {event_id(recorded)}\nevent: {tag_of(recorded.record.fact)}\ndata: "
+    return head.encode() + recorded.stored + b"\n\n"
+
+
+RESET = b'event: reset\ndata: {"reason": "unknown_cursor"}\n\n'
+"""Said to a reader whose cursor is of another life of the log: forget what you had, it begins again."""
+
+
+class Streams:
+    """The open streams of one process, so that they can be counted and, at a stop, cut."""
+
+    def __init__(self, *, max_bytes: int, ping_s: float) -> None:
+        self.max_bytes = max_bytes
+        self.ping_s = ping_s
+        self.readers: set[Reader] = set()
+        self._draining = False
+
+    def reader(self) -> Reader:
+        """A reader for one stream; `release` it."""
+        reader = Reader(self.max_bytes)
+        self.readers.add(reader)
+        if self._draining:
+            reader.cut_off("drain")
+        return reader
+
+    def release(self, reader: Reader) -> None:
+        """Not open any more."""
+        self.readers.discard(reader)
+
+    def drain(self) -> None:
+        """Cut them all, and whatever comes: their clients resume elsewhere."""
+        self._draining = True
+        for reader in list(self.readers):
+            reader.cut_off("drain")
+
+
+class TaskStream:
+    """An ASGI response: one task's frames from a cursor on, to its end. A cut breaks the body: it never looks like an
+    end. Everything is acquired in the call and released in its `finally`, so a client that leaves early leaks nothing.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        streams: Streams,
+        revocations: Revocations,
+        principal: Principal,
+        task_id: TaskId,
+        cursor: Cursor,
+    ) -> None:
+        self._tasks = tasks
+        self._streams = streams
+        self._revocations = revocations
+        self._principal = principal
+        self._task_id = task_id
+        self._cursor = cursor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until the end, a cut, or the client's leaving."""
+        reader = self._streams.reader()
+        revoked = self._revocations.watch(self._principal)
+        self._tasks.metrics.open_streams.inc()
+        try:
+            async with self._tasks.attach(self._principal.owner, self._task_id) as attached:
+                attached.readers.add(reader)
+                try:
+                    why = await self._until_over(attached, reader, revoked, receive, send)
+                finally:
+                    attached.readers.discard(reader)
+        finally:
+            self._tasks.metrics.open_streams.dec()
+            self._revocations.unwatch(self._principal, revoked)
+            self._streams.release(reader)
+        if why is not None:
+            self._tasks.metrics.streams_cut.labels(why).inc()
+            log.info("stream.cut", task_id=self._task_id, why=why)
+
+    async def _until_over(
+        self, attached: Attached, reader: Reader, revoked: asyncio.Future[str], receive: Receive, send: Send
+    ) -> str | None:
+        """Why it was cut off; None where it came to its end or the client left."""
+        writing = asyncio.ensure_future(self._write(attached, reader, send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({writing, gone, revoked, reader.cut}, return_when=asyncio.FIRST_COMPLETED)
+            if revoked.done():
+                return revoked.result()
+            if writing.done():
+                return writing.result()
+            return reader.cut.result() if reader.cut.done() else None
+        finally:
+            for work in (writing, gone):
+                work.cancel()
+            await asyncio.gather(writing, gone, return_exceptions=True)
+
+    async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await _body(send, RETRY)
+        genuine = self._cursor.genuine if self._cursor.check is not None else None
+        pages = self._tasks.follow(attached, reader, after=self._cursor.sequence, genuine=genuine)
+        try:
+            async with contextlib.aclosing(_with_pings(pages, self._streams.ping_s)) as pinged:
+                async for page in pinged:
+                    await _body(send, _frames(page))
+        except Cut as cut:
+            return str(cut)
+        except LogError as error:
+            log.warning("stream.unreadable", task_id=self._task_id, error=str(error))
+            return "unreadable"
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return None
+
+
+async def _with_pings(
+    pages: AsyncGenerator[list[Recorded] | None], every_s: float
+) -> AsyncGenerator[list[Recorded] | None]:
+    """The pages, and an empty one whenever nothing came for so long."""
+    async with contextlib.aclosing(pages):
+        while True:
+            page = asyncio.ensure_future(_next(pages))
+            try:
+                while not (await asyncio.wait({page}, timeout=every_s))[0]:
+                    yield []
+            finally:
+                if not page.done():
+                    page.cancel()
+                    await asyncio.wait({page})
+            found = page.result()
+            if isinstance(found, tuple):
+                return
+            yield found
+
+
+END: tuple[Recorded, ...] = ()
+
+
+async def _next(pages: AsyncGenerator[list[Recorded] | None]) -> list[Recorded] | tuple[Recorded, ...] | None:
+    try:
+        return await anext(pages)
+    except StopAsyncIteration:
+        return END
+
+
+def _frames(page: list[Recorded] | None) -> bytes:
+    if page is None:
+        return RESET
+    return b"".join(map(frame, page)) or PING
+
+
+async def _body(send: Send, content: bytes) -> None:
+    await send({"type": "http.response.body", "body": content, "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,112 @@
+"""The one table: named error -> native HTTP status; and the RFC 9457 problem that says it."""
+
+import msgspec
+from litestar.exceptions import HTTPException
+from msgspec import Struct
+
+from app.auth import NotAllowed, NotAuthenticated
+from app.decide import Reason, Rejected
+from app.feed import BadCursor
+from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class NotFound(Exception):
+    """There is no such thing, or it is another owner's: nobody is told which."""
+
+
+class BadRequest(Exception):
+    """The request can't be understood; the message says where."""
+
+
+class Refused(Exception):
+    """`decide` rejected the command."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(rejected.detail)
+        self.rejected = rejected
+
+
+class ProblemDetails(Struct, kw_only=True, omit_defaults=True):
+    """RFC 9457. `code` is for programs and stays; `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    task_id: str | None = None
+    errors: list[object] = []
+
+
+REJECTED: dict[Reason, int] = {
+    "not_found": 404,
+    "already_exists": 409,
+    "key_reused": 422,
+    "ended": 409,
+    "stale_run": 409,
+    "not_waiting": 409,
+    "not_runnable": 409,
+    "out_of_order": 409,
+    "deadline_moved": 409,
+    "written_by_newer_release": 503,
+}
+
+ERRORS: dict[type[Exception], tuple[int, str, str]] = {
+    NotAuthenticated: (401, "not_authenticated", "A valid token is needed"),
+    NotAllowed: (403, "not_allowed", "The token lacks a scope"),
+    NotFound: (404, "not_found", "Not found"),
+    BadRequest: (400, "bad_request", "The request can't be understood"),
+    BadCursor: (400, "bad_cursor", "Not an event id"),
+    BadSubject: (404, "not_found", "Not found"),
+    LogFull: (503, "log_full", "The log has no room for new tasks"),
+    OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
+    LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
+    LogError: (503, "log_unavailable", "The log can't be reached"),
+}
+RETRY_AFTER_S: dict[str, int] = {"log_full": 30, "outcome_unknown": 1, "log_unavailable": 1}
+TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 413: "Too large", 500: "A fault of ours"}
+CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 500: "internal_error"}
+
+
+def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
+    """What to tell the client, and the headers to tell it with."""
+    if isinstance(error, Refused):
+        reason = error.rejected.reason
+        status = REJECTED[reason]
+        title = reason.replace("_", " ").capitalize()
+        return ProblemDetails(title=title, status=status, code=reason, detail=error.rejected.detail), {}
+    if isinstance(error, HTTPException):
+        return _of_framework(error)
+    for kind in type(error).__mro__:
+        if kind in ERRORS:
+            status, code, title = ERRORS[kind]
+            headers = {"Retry-After": str(RETRY_AFTER_S[code])} if code in RETRY_AFTER_S else {}
+            if status == 401:
+                headers["WWW-Authenticate"] = 'Bearer realm="tasktrail"'
+            return ProblemDetails(title=title, status=status, code=code, detail=str(error)), headers
+    return ProblemDetails(title=TITLES[500], status=500, code=CODES[500]), {}
+
+
+def _of_framework(error: HTTPException) -> tuple[ProblemDetails, dict[str, str]]:
+    status = error.status_code
+    title = TITLES.get(status, "Bad request" if status < 500 else TITLES[500])
+    problem = ProblemDetails(
+        title=title,
+        status=status,
+        code=CODES.get(status, "bad_request" if status < 500 else CODES[500]),
+        detail=error.detail if status < 500 else "",
+        errors=_errors(error) if status < 500 else [],
+    )
+    return problem, dict(error.headers or {})
+
+
+def _errors(error: HTTPException) -> list[object]:
+    extra = error.extra
+    return list(extra) if isinstance(extra, list) else []
+
+
+def encode(problem: ProblemDetails) -> bytes:
+    """The problem's JSON."""
+    return msgspec.json.encode(problem)

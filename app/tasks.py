@@ -1,0 +1,424 @@
+"""The one door to the log: execute a command, get a task, follow it."""
+
+import asyncio
+import hashlib
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import structlog
+import uuid_utils
+from msgspec import Struct
+from msgspec.structs import replace
+
+from app.attached import MAX_BUFFER, Attached, Reader
+from app.decide import Command, CreateTask, Rejected, decide
+from app.metrics import Metrics
+from eventstore import codec
+from eventstore.events import Owner, Record, TaskFact, TaskId, UnknownFact
+from eventstore.log import (
+    Arrival,
+    EventLog,
+    LogFull,
+    LogUnavailable,
+    OutcomeUnknown,
+    Recorded,
+    Tail,
+    WrongExpectedSequence,
+    task_subject,
+)
+from projections.task import Task
+
+log = structlog.stdlib.get_logger()
+
+NAMESPACE = uuid.UUID("8a3b1f5e-54f0-5d0e-9c5b-0f4a6f3c2d10")
+KEY_LIVES = timedelta(hours=24)
+"""So long after its task's end a key still means that task."""
+ROUNDS = 32
+"""How often a command is decided anew because someone else was faster."""
+ATTEMPTS = 8
+"""How often a task is attached anew because what was read of it turned out to be void."""
+NEARLY_FULL = 0.9
+PAGE = 256
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """Who wants something, and what led to it: what a record says beside its fact."""
+
+    actor: str
+    causation_id: str | None = None
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+
+class Done(Struct, frozen=True):
+    """A command's outcome: the task after it, and the record it made (None: the wish was already true)."""
+
+    task: Task
+    recorded: Recorded | None
+
+
+class Tasks:
+    """All tasks, as far as this process attends to them. Build with `open`; `close` waits for appends in flight."""
+
+    def __init__(self, event_log: EventLog, metrics: Metrics, *, strict_reads: bool, max_attached: int) -> None:
+        self.log = event_log
+        self.metrics = metrics
+        self._strict_reads = strict_reads
+        self._max_attached = max_attached
+        self._attached: OrderedDict[str, Attached] = OrderedDict()
+        self._working: set[asyncio.Task[Done | Rejected]] = set()
+        self._tail: Tail | None = None
+
+    @classmethod
+    async def open(
+        cls, event_log: EventLog, metrics: Metrics, *, strict_reads: bool = False, max_attached: int = 10_000
+    ) -> "Tasks":
+        """Follow the log from now on. `strict_reads`: a poll waits for the leader's last sequence."""
+        tasks = cls(event_log, metrics, strict_reads=strict_reads, max_attached=max_attached)
+        tasks._tail = await event_log.tail(tasks._on_arrival, tasks._on_reset)
+        return tasks
+
+    @property
+    def tail(self) -> Tail:
+        """The live reader."""
+        assert self._tail is not None, "build Tasks with open()"
+        return self._tail
+
+    @property
+    def attached_count(self) -> int:
+        """Tasks in memory."""
+        return len(self._attached)
+
+    async def close(self) -> None:
+        """Let appends in flight end; then follow no more."""
+        if self._working:
+            await asyncio.wait(self._working, timeout=10)
+        for attached in self._attached.values():
+            attached.make_void("closing")
+        filling = [attached.filling for attached in self._attached.values() if attached.filling is not None]
+        await asyncio.gather(*filling, return_exceptions=True)
+        await self.tail.close()
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    async def create(
+        self, owner: Owner, command: CreateTask, cause: Cause, *, key: str | None = None
+    ) -> Done | Rejected:
+        """Begin a task. With an idempotency key, a repeat meets its own first fact, up to 24 h after the task's end.
+
+        Raises LogFull from 90 % on, so that running tasks can still end; OutcomeUnknown; LogUnavailable.
+        """
+        if self.log.fullness >= NEARLY_FULL:
+            raise LogFull("the log is nearly full; tasks that run may still end")
+        if key is None:
+            task_id = TaskId(f"task_{uuid_utils.uuid7()}")
+            self._attached[task_subject(owner, task_id)] = Attached(owner, task_id)
+            return await self.execute(owner, task_id, command, cause)
+        command = replace(command, key=hashed_key("create", key))
+        generation = 0
+        while True:
+            task_id = keyed_task_id(owner, command.dialect, key, generation)
+            async with self.attach(owner, task_id) as attached:
+                ended_at = attached.task.ended_at
+            if ended_at is None or datetime.now(UTC) - ended_at <= KEY_LIVES:
+                return await self.execute(owner, task_id, command, cause)
+            generation += 1
+
+    async def execute(self, owner: Owner, task_id: TaskId, command: Command, cause: Cause) -> Done | Rejected:
+        """Decide, append, apply. Goes on if the caller goes away: a request's life is not the task's life.
+
+        Raises OutcomeUnknown, LogUnavailable, LogFull.
+        """
+        work = asyncio.ensure_future(self._execute(owner, task_id, command, cause))
+        self._working.add(work)
+        work.add_done_callback(self._worked)
+        return await asyncio.shield(work)
+
+    async def _execute(self, owner: Owner, task_id: TaskId, command: Command, cause: Cause) -> Done | Rejected:
+        for _ in range(ROUNDS):
+            async with self.attach(owner, task_id) as attached, attached.lock:
+                decision = decide(command, attached.task)
+                if decision is None or isinstance(decision, Rejected):
+                    if await self._has_moved_on(attached, command):
+                        continue
+                    return decision or Done(attached.task, None)
+                record = _record(decision, attached.task, command, cause)
+                try:
+                    with self.metrics.append_seconds.time():
+                        recorded = await self.log.append(owner, task_id, record, attached.task.sequence)
+                except WrongExpectedSequence as conflict:
+                    log.info("task.append_conflict", task_id=task_id, expected=conflict.expected, found=conflict.found)
+                    self.metrics.conflicts.inc()
+                    await self._read_on(attached)
+                    continue
+                self.metrics.appended(recorded)
+                if not attached.apply(recorded):
+                    await self._read_on(attached)
+                return Done(attached.task, recorded)
+        raise OutcomeUnknown(f"{task_id}: others were faster {ROUNDS} times")
+
+    async def _has_moved_on(self, attached: Attached, command: Command) -> bool:
+        """Whether a decision that writes nothing rests on an old state. No expected sequence proves it: the leader must.
+
+        (A worker refused because this process had not heard yet of the user's answer would let its task lie.)
+        """
+        if attached.task.ended or (isinstance(command, CreateTask) and attached.task.version):
+            return attached.void  # what was decided can't change any more
+        version = attached.task.version
+        await self._read_on(attached)
+        return attached.void or attached.task.version != version
+
+    def _worked(self, work: asyncio.Task[Done | Rejected]) -> None:
+        self._working.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.warning("task.command_failed", error=f"{type(error).__name__}: {error}")
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def get(self, owner: Owner, task_id: TaskId) -> tuple[Attached | None, int | None]:
+        """The task, fresh, or None; and its age in seconds where no leader could be asked (None: it is fresh).
+
+        Raises LogUnavailable where it would have to be read and can't be.
+        """
+        for _ in range(ATTEMPTS):
+            async with self.attach(owner, task_id) as attached:
+                age_s = None if attached.task.ended else await self._freshen(attached)
+                if attached.void:
+                    continue  # while it was made fresh it turned out to be of another life of the log
+                return (attached, age_s) if attached.task.version else (None, None)
+        raise LogUnavailable(f"{task_id}: the log changes under the reading")
+
+    async def _freshen(self, attached: Attached) -> int | None:
+        try:
+            if self._strict_reads:
+                await self.tail.catch_up()
+                if attached.filling is not None:  # what the tail brought did not fit: it is read again
+                    await asyncio.shield(attached.filling)
+            elif not self.tail.proven or attached.task.version == 0:
+                last = await self.log.last(attached.owner, attached.task_id)
+                if last > attached.task.sequence:
+                    await self._read_on(attached)
+        except LogUnavailable:
+            if attached.task.version == 0:
+                raise
+            return max(1, round(self.tail.age_s))
+        return None
+
+    @asynccontextmanager
+    async def attach(self, owner: Owner, task_id: TaskId) -> AsyncGenerator[Attached]:
+        """The task in memory, pinned while the context lasts; `INITIAL` if there is none. Raises LogUnavailable."""
+        subject = task_subject(owner, task_id)
+        for _ in range(ATTEMPTS):
+            attached = self._attached.get(subject)
+            if attached is None:
+                attached = Attached(owner, task_id)
+                self._begin_filling(attached)
+                self._attached[subject] = attached
+            self._attached.move_to_end(subject)
+            attached.pins += 1
+            try:
+                if attached.filling is not None:
+                    await asyncio.shield(attached.filling)
+                if not attached.void:
+                    yield attached
+                    return
+            finally:
+                attached.pins -= 1
+                self._let_go(subject, attached)
+        raise LogUnavailable(f"{task_id}: the log changes under the reading")
+
+    def _let_go(self, subject: str, attached: Attached) -> None:
+        gone = attached.void or (attached.idle and attached.task.version == 0)
+        if gone and self._attached.get(subject) is attached:
+            del self._attached[subject]
+        for _ in range(8):  # a few at a time: where most are held on to, looking at all would take too long
+            if len(self._attached) <= self._max_attached:
+                return
+            oldest, candidate = self._attached.popitem(last=False)
+            if not candidate.idle:
+                self._attached[oldest] = candidate
+
+    def _begin_filling(self, attached: Attached) -> None:
+        attached.buffer = []
+        attached.filling = asyncio.ensure_future(self._fill(attached))
+        attached.filling.add_done_callback(_seen)
+
+    async def _fill(self, attached: Attached) -> None:
+        """Read the history up to what the leader says is last, fold it, then what the tail brought meanwhile."""
+        try:
+            last = await self.log.last(attached.owner, attached.task_id)
+            await self._read_up_to(attached, last)
+            buffered, attached.buffer = attached.buffer or [], None
+            for arrival in buffered:
+                if not attached.apply(codec.recorded(arrival.sequence, arrival.subject, arrival.stored)):
+                    attached.make_void("uncertain")
+                    return
+        except BaseException:
+            attached.make_void("unreadable")
+            raise
+        finally:
+            attached.filling = None
+
+    async def _read_up_to(self, attached: Attached, last: int) -> None:
+        until = asyncio.get_running_loop().time() + 5.0
+        while attached.task.sequence < last:
+            more = await self.log.read(attached.owner, attached.task_id, after=attached.task.sequence)
+            if not all(attached.apply(recorded) for recorded in more):
+                raise LogUnavailable(f"{attached.task_id}: its records do not follow on each other")
+            if attached.task.sequence < last:
+                # Direct get may be answered by a replica that is behind the leader.
+                if asyncio.get_running_loop().time() > until:
+                    raise LogUnavailable(f"{attached.task_id}: no replica has record {last}")
+                await asyncio.sleep(0.05)
+
+    async def _read_on(self, attached: Attached) -> None:
+        """Read what the leader has beyond what we have; void where it does not follow on ours."""
+        last = await self.log.last(attached.owner, attached.task_id)
+        if last < attached.task.sequence:
+            attached.make_void("went_back")
+            return
+        try:
+            await self._read_up_to(attached, last)
+        except LogUnavailable:
+            attached.make_void("uncertain")
+            raise
+
+    async def refresh(self, attached: Attached) -> None:
+        """Have at least what the leader has now. Raises LogUnavailable."""
+        last = await self.log.last(attached.owner, attached.task_id)
+        if last != attached.task.sequence:
+            await self._read_on(attached)
+
+    async def large_fields(self, task: Task) -> dict[str, object]:
+        """The fields of the task that are too big for its view, fetched. Raises LogUnavailable."""
+        large: dict[str, object] = {}
+        for name, reference in task.blobs.items():
+            content = await self.log.blobs.get(reference.name)
+            if content is not None:
+                large[name] = codec.field_of(content, name)
+        return large
+
+    async def whole_facts(
+        self, attached: Attached, *, after: int
+    ) -> AsyncGenerator[tuple[int, TaskFact | UnknownFact]]:
+        """The task's facts after a sequence, what is too big for the log fetched. Raises LogUnavailable."""
+        for recorded in await self.log.read(attached.owner, attached.task_id, after=after):
+            fact, reference = recorded.record.fact, recorded.record.blob
+            if reference is not None and not isinstance(fact, UnknownFact):
+                content = await self.log.blobs.get(reference.name)
+                if content is None:
+                    raise LogUnavailable(f"{attached.task_id}: blob {reference.name} is missing")
+                fact = codec.unpack(fact, content)
+            yield recorded.sequence, fact
+
+    # --- following ------------------------------------------------------------------------------------------------
+
+    async def follow(
+        self,
+        attached: Attached,
+        reader: Reader,
+        *,
+        after: int,
+        genuine: Callable[[Recorded], bool] | None = None,
+    ) -> AsyncGenerator[list[Recorded] | None]:
+        """History after a sequence, then live, in one iterator: lists of records; its end is the task's end.
+
+        `genuine` judges the record at `after`: where it says no, or there is none, the first item is None (a reset)
+        and the history comes from its beginning. The caller has put `reader` among the task's readers before the
+        first item is asked for, and takes it out. Raises Cut, LogUnavailable.
+        """
+        up_to = attached.task.sequence
+        if after and not await self._is_known(attached, after, genuine):
+            yield None
+            after = 0
+        while after < up_to:
+            page = await self._page(attached, after, up_to)
+            after = page[-1].sequence
+            yield page
+        while not (attached.task.ended and after >= attached.task.sequence):
+            page = [recorded for recorded in await reader.take() if recorded.sequence > after]
+            if page:
+                after = page[-1].sequence
+                yield page
+
+    async def _is_known(self, attached: Attached, sequence: int, genuine: Callable[[Recorded], bool] | None) -> bool:
+        """Whether a cursor is of this life of the log."""
+        if genuine is None:
+            return sequence <= self.tail.position or sequence <= await self.log.last_sequence()
+        if sequence > attached.task.sequence:
+            await self.tail.catch_up()  # another process may have shown its client more than we have seen
+        if sequence > attached.task.sequence:
+            return False
+        found = await self._page(attached, sequence - 1, attached.task.sequence, limit=1)
+        return found[0].sequence == sequence and genuine(found[0])
+
+    async def _page(self, attached: Attached, after: int, up_to: int, *, limit: int = PAGE) -> list[Recorded]:
+        """The next records of the history, at least one: from memory if it reaches back so far, else from the log."""
+        recent = attached.recent
+        if recent and (recent[0].record.version == 1 or recent[0].sequence <= after):
+            return [recorded for recorded in recent if after < recorded.sequence <= up_to]
+        for _ in range(40):
+            page = await self.log.read(attached.owner, attached.task_id, after=after, limit=limit)
+            page = [recorded for recorded in page if recorded.sequence <= up_to]
+            if page:
+                return page
+            await asyncio.sleep(0.05)  # a replica that is behind
+        raise LogUnavailable(f"{attached.task_id}: no replica has what comes after {after}")
+
+    # --- the tail -------------------------------------------------------------------------------------------------
+
+    def _on_arrival(self, arrival: Arrival) -> None:
+        attached = self._attached.get(arrival.subject)
+        if attached is None:
+            return
+        if attached.buffer is not None:
+            attached.buffer.append(arrival)
+            if len(attached.buffer) > MAX_BUFFER:
+                attached.make_void("buffer_full")
+            return
+        if arrival.sequence <= attached.task.sequence:
+            return
+        if not attached.apply(codec.recorded(arrival.sequence, arrival.subject, arrival.stored)):
+            # It does not follow on what we have: read again, behind the back of everybody who waits.
+            self._begin_filling(attached)
+
+    def _on_reset(self) -> None:
+        attached, self._attached = self._attached, OrderedDict()
+        for one in attached.values():
+            one.make_void("reset")
+
+
+def keyed_task_id(owner: Owner, dialect: str, key: str, generation: int) -> TaskId:
+    """The task that an idempotency key stands for: the same id in every process, so that no table is needed."""
+    name = "\x00".join((owner, dialect, key, str(generation)))
+    return TaskId(f"task_{uuid.uuid5(NAMESPACE, name)}")
+
+
+def hashed_key(purpose: str, key: str) -> str:
+    """What the log keeps of an idempotency key."""
+    return hashlib.sha256(f"{purpose}\x00{key}".encode()).hexdigest()[:32]
+
+
+def _record(fact: TaskFact, task: Task, command: Command, cause: Cause) -> Record:
+    now = datetime.now(UTC)
+    return Record(
+        version=task.version + 1,
+        at=now if task.updated_at is None else max(now, task.updated_at),
+        actor=cause.actor,
+        causation_id=cause.causation_id,
+        correlation_id=task.correlation_id if task.version else cause.correlation_id,
+        previous=task.sha256,
+        record_id=str(uuid_utils.uuid7()),
+        traceparent=cause.traceparent,
+        key=command.key,
+        fact=fact,
+    )
+
+
+def _seen(work: asyncio.Task[None]) -> None:
+    """A failed reading is told by the task's being void, also where nobody waits for it; the next one attaches anew."""
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.warning("task.unreadable", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,169 @@
+"""Takes work, holds the lease, runs the agent. A process of its own: an agent that crashes takes no API along."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import structlog
+
+from app.agents.agent import Agent
+from app.agents.catalogue import Catalogue
+from app.attached import Attached
+from app.decide import Rejected, StartRun
+from app.metrics import Metrics
+from app.run import Run, SetDown
+from app.settings import LogSettings, WorkerSettings
+from app.tasks import Cause, Tasks
+from eventstore.connection import Connection
+from eventstore.jetstream import JetStreamLog
+from eventstore.log import LogError
+from eventstore.queue import HeartbeatThread, Lease, Queue, ask_alive
+
+log = structlog.stdlib.get_logger()
+
+TAKE_S = 3.0
+AGAIN_S = 0.2
+
+
+class Worker:
+    """Runs up to `slots` tasks of its agents at once. Build with `open_worker`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        tasks: Tasks,
+        queue: Queue,
+        beats: HeartbeatThread,
+        catalogue: Catalogue,
+        *,
+        worker_id: str,
+        slots: int,
+    ) -> None:
+        self.worker_id = worker_id
+        self._connection = connection
+        self._tasks = tasks
+        self._queue = queue
+        self._beats = beats
+        self._catalogue = catalogue
+        self._slots = asyncio.Semaphore(slots)
+        self._executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="tool")
+
+    async def work(self) -> None:
+        """Take and run until cancelled; what runs then is dropped, and its tasks are taken over."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for agent in self._catalogue:
+                    group.create_task(self._serve(agent, group))
+        finally:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, agent: Agent, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._slots.acquire()
+            try:
+                lease = await self._queue.take(agent.name, wait_s=TAKE_S)
+            except LogError as error:
+                log.debug("worker.no_queue", agent=agent.name, error=str(error))
+                lease = None
+                await asyncio.sleep(AGAIN_S)
+            except BaseException:
+                self._slots.release()
+                raise
+            if lease is None:
+                self._slots.release()
+                continue
+            group.create_task(self._hold(agent, lease))
+
+    async def _hold(self, agent: Agent, lease: Lease) -> None:
+        """One leased item, from its taking to its finishing or dropping."""
+        finished = False
+        task_id = lease.item.task_id
+        self._beats.keep(lease)
+        try:
+            async with self._tasks.attach(lease.item.owner, task_id) as attached:
+                finished = await self._run(agent, lease, attached)
+        except LogError as error:
+            log.warning("worker.log_away", task_id=task_id, error=str(error))
+        except Exception as error:
+            # A bug of ours in one task must not take the others along; its item comes again.
+            log.error("worker.fault", task_id=task_id, exc_info=error)
+        finally:
+            if finished:
+                # The beats go on while the ack is under way, or the item could come to another meanwhile.
+                await lease.finish()
+            else:
+                lease.drop()
+            self._beats.release(lease)
+            self._slots.release()
+
+    async def _run(self, agent: Agent, lease: Lease, attached: Attached) -> bool:
+        """Whether the item may leave the queue. Raises LogError."""
+        await self._tasks.refresh(attached)
+        task = attached.task
+        if task.version == 0 or task.ended:
+            return True
+        if task.status == "running":
+            known_dead = lease.item.lost_run == task.run
+            if not known_dead and await ask_alive(self._connection, task.task_id, task.run):
+                # Not finished: after a server's death it may be the very item that the living holder has.
+                return False
+        elif not task.runnable:
+            return True
+        number = task.run + 1
+        start = StartRun(run=number, worker=self.worker_id)
+        cause = Cause(actor=f"worker/{self.worker_id}", causation_id=f"run/{number}")
+        done = await self._tasks.execute(attached.owner, attached.task_id, start, cause)
+        if isinstance(done, Rejected):
+            return done.reason == "ended"
+        if done.task.status != "running" or done.task.worker != self.worker_id or done.task.run != number:
+            return done.task.ended or not done.task.runnable
+        self._beats.hold(lease, task.task_id, number)
+        self._tasks.metrics.runs.labels(agent.name).inc()
+        log.info("run.began", task_id=task.task_id, run=number, agent=agent.name)
+        try:
+            await Run(self._tasks, attached, agent, lease, cause, self._executor).play()
+        except SetDown as down:
+            log.info("run.set_down", task_id=task.task_id, run=number, why=str(down))
+            return down.finished
+        log.info("run.ended", task_id=task.task_id, run=number, status=attached.task.status)
+        return True
+
+
+def new_worker_id() -> str:
+    """A name that no other worker has had: host, process and chance."""
+    host = "".join(letter for letter in socket.gethostname() if letter.isalnum() or letter in "-_")
+    return f"{host[:40] or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+@contextlib.asynccontextmanager
+async def open_worker(
+    log_settings: LogSettings, catalogue: Catalogue, settings: WorkerSettings, worker_id: str
+) -> AsyncGenerator[Worker]:
+    """Connect. Raises LogUnavailable, ServerTooOld."""
+    connection = await Connection.open(log_settings.nats, f"tasktrail-worker {worker_id}")
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(connection.close)
+        event_log = await JetStreamLog.open(
+            connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
+        )
+        stack.push_async_callback(event_log.close)
+        tasks = await Tasks.open(event_log, Metrics())
+        stack.push_async_callback(tasks.close)
+        lease = timedelta(seconds=settings.lease_s)
+        queue = await Queue.open(connection, lease=lease, replicas=log_settings.replicas)
+        stack.push_async_callback(queue.close)
+        beats = await HeartbeatThread.open(log_settings.nats)
+        stack.push_async_callback(beats.close)
+        yield Worker(connection, tasks, queue, beats, catalogue, worker_id=worker_id, slots=settings.slots)
+
+
+async def run_worker(log_settings: LogSettings, catalogue: Catalogue, settings: WorkerSettings, worker_id: str) -> None:
+    """Work until cancelled. Raises LogUnavailable, ServerTooOld at the start."""
+    async with open_worker(log_settings, catalogue, settings, worker_id) as worker:
+        log.info("worker.ready", worker=worker_id, agents=catalogue.names, slots=settings.slots)
+        await worker.work()

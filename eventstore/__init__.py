@@ -1,0 +1,1 @@
+"""What happened: the facts, the log, and everything that speaks NATS."""

@@ -1,0 +1,114 @@
+"""What is too big for a message, in a JetStream object store (the format that `nats object` reads).
+
+Chunks lie under `$O.<bucket>.C.<nuid>`, what is said of an object under `$O.<bucket>.M.<base64url of its name>`.
+"""
+
+import base64
+import hashlib
+import random
+from datetime import UTC, datetime
+
+import msgspec
+from msgspec import Struct
+
+from eventstore.connection import Connection, RefusedByServer
+from eventstore.log import LogError, LogUnavailable
+from eventstore.stream import Stream
+
+BUCKET = "blobs"
+CHUNK = 128 * 1024
+MAX_BLOB = 64 * 1024 * 1024
+
+
+class BlobTooLarge(LogError):
+    """A blob has at most 64 MiB."""
+
+
+class _Meta(Struct):
+    name: str
+    bucket: str
+    nuid: str
+    size: int
+    chunks: int
+    digest: str
+    mtime: str = ""
+    deleted: bool = False
+
+
+class JetStreamBlobs:
+    """Blobs by name. Build with `open`."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    @classmethod
+    async def open(cls, connection: Connection, *, replicas: int = 1) -> "JetStreamBlobs":
+        """Create the bucket where it is missing. Raises LogUnavailable, RefusedByServer."""
+        stream = Stream(connection, f"OBJ_{BUCKET}")
+        await stream.open()
+        await stream.ensure(
+            {
+                "subjects": [f"$O.{BUCKET}.C.>", f"$O.{BUCKET}.M.>"],
+                "storage": "file",
+                "discard": "new",
+                "allow_rollup_hdrs": True,
+                "allow_direct": True,
+                "num_replicas": replicas,
+            }
+        )
+        return cls(stream)
+
+    async def close(self) -> None:
+        """Let go of the connection's inbox."""
+        await self._stream.close()
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Store all of it, then say so: a reader finds it whole or not at all. Raises LogUnavailable, BlobTooLarge."""
+        if len(content) > MAX_BLOB:
+            raise BlobTooLarge(f"a blob has at most {MAX_BLOB} bytes, this one {len(content)}")
+        digest = _digest(content)
+        there = await self._meta(name)
+        if there is not None and there.digest.rstrip("=") == digest.rstrip("="):
+            return
+        nuid = f"{random.getrandbits(128):032x}"
+        pieces = [content[at : at + CHUNK] for at in range(0, len(content), CHUNK)]
+        meta = _Meta(
+            name=name,
+            bucket=BUCKET,
+            nuid=nuid,
+            size=len(content),
+            chunks=len(pieces),
+            digest=digest,
+            mtime=datetime.now(UTC).isoformat(),
+        )
+        try:
+            for piece in pieces:
+                await self._stream.publish(f"$O.{BUCKET}.C.{nuid}", piece)
+            await self._stream.publish(_meta_subject(name), msgspec.json.encode(meta), headers={"Nats-Rollup": "sub"})
+        except RefusedByServer as error:
+            raise LogUnavailable(f"blob {name}: {error}") from error
+
+    async def get(self, name: str) -> bytes | None:
+        """The bytes, checked against their digest; None: there are none by this name. Raises LogUnavailable."""
+        meta = await self._meta(name)
+        if meta is None:
+            return None
+        content = b"".join(piece.stored for piece in await self._stream.batch(f"$O.{BUCKET}.C.{meta.nuid}"))
+        if _digest(content).rstrip("=") != meta.digest.rstrip("="):
+            raise LogUnavailable(f"blob {name}: {len(content)} bytes that are not what was stored (a replica behind?)")
+        return content
+
+    async def _meta(self, name: str) -> _Meta | None:
+        found = await self._stream.get(subject=_meta_subject(name))
+        if found is None:
+            return None
+        meta = msgspec.json.decode(found.stored, type=_Meta)
+        return None if meta.deleted else meta
+
+
+def _digest(content: bytes) -> str:
+    return "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+
+
+def _meta_subject(name: str) -> str:
+    return f"$O.{BUCKET}.M." + base64.urlsafe_b64encode(name.encode()).decode()

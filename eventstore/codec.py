@@ -1,0 +1,118 @@
+"""Record <-> bytes, and what is too big for a message moved to a blob. Old tags are upcast here to today's structs."""
+
+import msgspec
+from msgspec.structs import fields as struct_fields
+from msgspec.structs import replace
+
+from eventstore.events import Fact, Record, Stamp, TaskFact, UnknownFact
+from eventstore.log import LogError, Recorded, blob_reference, task_of_subject
+
+MAX_INLINE = 256 * 1024
+"""Bytes of a stored record over which its large fields become a blob."""
+
+MIN_MOVED = 1024
+"""Bytes of a field from which on moving it is worth while; a smaller one stays, for whoever folds needs it."""
+
+
+class Unreadable(LogError):
+    """A message in the log that is no record of ours."""
+
+
+class _Loose(Stamp, frozen=True, kw_only=True):
+    fact: dict[str, object]
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+_loose = msgspec.json.Decoder(_Loose)
+
+
+def encode(record: Record) -> bytes:
+    """The stored bytes: one line of JSON."""
+    return _encoder.encode(record)
+
+
+def decode(stored: bytes) -> Record:
+    """The record. A fact whose tag only a newer release knows becomes an UnknownFact. Raises Unreadable."""
+    try:
+        return _decoder.decode(stored)
+    except msgspec.DecodeError as error:
+        return _decode_loosely(stored, error)
+
+
+def recorded(sequence: int, subject: str, stored: bytes) -> Recorded:
+    """What a message of the log says. Raises Unreadable."""
+    whose = task_of_subject(subject)
+    if whose is None:
+        raise Unreadable(f"{subject} is no task's subject")
+    return Recorded(sequence=sequence, owner=whose[0], task_id=whose[1], record=decode(stored), stored=stored)
+
+
+def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
+    try:
+        loose = _loose.decode(stored)
+    except msgspec.DecodeError:
+        raise Unreadable(str(error)) from error
+    tag = loose.fact.get("type")
+    if not isinstance(tag, str) or tag in TAGS:
+        raise Unreadable(str(error)) from error
+    stamp = {name: getattr(loose, name) for name in Stamp.__struct_fields__}
+    rest = {name: value for name, value in loose.fact.items() if name != "type"}
+    return Record(**stamp, fact=UnknownFact(tag=tag, fields=rest))
+
+
+def pack(record: Record) -> tuple[bytes, bytes | None]:
+    """The bytes to store, and the blob to store before them where the record is over MAX_INLINE."""
+    stored = encode(record)
+    if len(stored) <= MAX_INLINE or isinstance(record.fact, UnknownFact):
+        return stored, None
+    moved = _large_fields(record.fact, len(stored) - MAX_INLINE // 2)
+    if not moved:
+        return stored, None
+    content = _encoder.encode({name: getattr(record.fact, name) for name in moved})
+    defaults = {field.name: _default(field) for field in struct_fields(record.fact) if field.name in moved}
+    small = replace(
+        record, fact=replace(record.fact, **defaults), blob=blob_reference(record.record_id, content, moved)
+    )
+    return encode(small), content
+
+
+def unpack(fact: TaskFact, blob: bytes) -> TaskFact:
+    """The fact with the fields that its blob holds. Raises Unreadable."""
+    try:
+        moved = msgspec.json.decode(blob, type=dict[str, object])
+        return msgspec.convert(msgspec.to_builtins(fact) | moved, type=type(fact))
+    except msgspec.MsgspecError as error:
+        raise Unreadable(str(error)) from error
+
+
+def field_of(blob: bytes, name: str) -> object:
+    """One field's value out of a blob."""
+    return msgspec.json.decode(blob, type=dict[str, object]).get(name)
+
+
+def _large_fields(fact: Fact, too_many_bytes: int) -> tuple[str, ...]:
+    """The fewest, largest fields that may be left out of the record (they have defaults) and make it small enough."""
+    sizes = sorted(
+        (
+            (len(_encoder.encode(getattr(fact, field.name))), field.name)
+            for field in struct_fields(fact)
+            if field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
+        ),
+        reverse=True,
+    )
+    moved: list[str] = []
+    for size, name in sizes:
+        if too_many_bytes <= 0 or size < MIN_MOVED:
+            break
+        moved.append(name)
+        too_many_bytes -= size
+    return tuple(moved)
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+
+
+TAGS = frozenset(str(kind.__struct_config__.tag) for kind in TaskFact.__args__)
+"""The tags that this release knows."""

@@ -1,0 +1,203 @@
+"""The log on JetStream: the stream `TASKS`, its appender and its reader."""
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+
+import structlog
+
+from eventstore import codec
+from eventstore.blobs import JetStreamBlobs
+from eventstore.connection import Connection, RefusedByServer
+from eventstore.events import Owner, Record, TaskId
+from eventstore.log import (
+    Arrival,
+    LogFull,
+    LogUnavailable,
+    OnArrival,
+    OnReset,
+    OutcomeUnknown,
+    Recorded,
+    Tail,
+    WrongExpectedSequence,
+    task_subject,
+)
+from eventstore.stream import Ack, Expected, Stream
+from eventstore.tail import StreamTail
+
+log = structlog.stdlib.get_logger()
+
+STREAM = "TASKS"
+SUBJECTS = ("tasks.>", "sessions.>", "checkpoints")
+MAX_CONSUMERS = 10_000
+
+# The one place that knows these numbers. 10164 comes on replicated streams: it carries no sequence, and may concern an
+# append that never lands.
+CONFLICT = frozenset({10071, 10164})
+NO_ROOM = frozenset({10047, 10077, 10023})
+"""No room on the disk or in the account; maximum bytes exceeded; insufficient resources."""
+
+WINDOW = 1024
+"""Appends in flight at most; more wait their turn."""
+
+
+class JetStreamLog:
+    """The log. Build with `open`; several processes may have the same one open."""
+
+    def __init__(self, connection: Connection, stream: Stream, blobs: JetStreamBlobs, *, patience_s: float) -> None:
+        self.connection = connection
+        self.blobs = blobs
+        self._stream = stream
+        self._patience_s = patience_s
+        self._attempt_s = min(1.0, patience_s / 2)
+        self._window = asyncio.Semaphore(WINDOW)
+        self._in_flight: set[Expected] = set()
+        self._reconnected = asyncio.Event()
+        self._tails: list[StreamTail] = []
+        connection.on_reconnected(self._wake)
+
+    @classmethod
+    async def open(
+        cls, connection: Connection, *, max_bytes: int = -1, replicas: int = 1, patience_s: float = 5.0
+    ) -> "JetStreamLog":
+        """Create the stream where it is missing; keep its `max_bytes` where it is not. `patience_s` bounds an append.
+
+        Raises LogUnavailable, RefusedByServer.
+        """
+        stream = Stream(connection, STREAM)
+        await stream.open()
+        config: dict[str, object] = {
+            "subjects": list(SUBJECTS),
+            "storage": "file",
+            "retention": "limits",
+            "discard": "new",
+            "max_bytes": max_bytes,
+            "max_consumers": MAX_CONSUMERS,
+            "allow_direct": True,
+            "num_replicas": replicas,
+            # A duplicate window can't be 0; without message ids nothing is ever deduplicated.
+            "duplicate_window": 100_000_000,
+        }
+        try:
+            await stream.state()
+        except RefusedByServer:
+            await stream.ensure(config)
+        return cls(connection, stream, await JetStreamBlobs.open(connection, replicas=replicas), patience_s=patience_s)
+
+    @property
+    def fullness(self) -> float:
+        """How much of `max_bytes` is taken, 0 to 1, as the tail last heard it (0 without a tail or a limit)."""
+        leader = next((tail.leader for tail in self._tails if not tail.closed), None)
+        if leader is None or leader.max_bytes <= 0:
+            return 0.0
+        return leader.bytes / leader.max_bytes
+
+    async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
+        """Add one record. An append whose acknowledgement does not come is repeated, with the same bytes and
+        expectation, until it is acknowledged or in conflict; the record after the expected one then tells whose it is.
+        """
+        subject = task_subject(owner, task_id)
+        stored, blob = codec.pack(record)
+        if blob is not None:
+            await self.blobs.put(record.record_id, blob)
+        # What is given back is what a replay will see; and what could not be read back is not written.
+        record = codec.decode(stored)
+        async with self._window:
+            sequence = await self._store(subject, record.record_id, stored, expected)
+        return Recorded(sequence=sequence, owner=owner, task_id=task_id, record=record, stored=stored)
+
+    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+        """The task's records after a sequence. A replica may be behind: compare with `last`."""
+        found = await self._stream.batch(task_subject(owner, task_id), after=after, limit=limit)
+        return [codec.recorded(one.sequence, one.subject, one.stored) for one in found]
+
+    async def last(self, owner: Owner, task_id: TaskId) -> int:
+        """The leader's word for the task's last sequence; 0: there is no such task."""
+        found = await self._stream.get(subject=task_subject(owner, task_id))
+        return 0 if found is None else found.sequence
+
+    async def last_sequence(self) -> int:
+        """The leader's word for the log's last sequence."""
+        return (await self._stream.state()).last_sequence
+
+    async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> Tail:
+        """Follow the whole log."""
+        tail = await StreamTail.open(self.connection, self._stream, on_arrival, on_reset, after=after)
+        self._tails.append(tail)
+        return tail
+
+    async def close(self) -> None:
+        """Stop the tails and let go of the connection's inboxes."""
+        for tail in self._tails:
+            await tail.close()
+        await self.blobs.close()
+        await self._stream.close()
+
+    async def _store(self, subject: str, record_id: str, stored: bytes, expected: int) -> int:
+        until = time.monotonic() + self._patience_s
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        sent = False
+        with self._stream.expect(self._attempt_s) as waiting:
+            self._in_flight.add(waiting)
+            try:
+                while (left_s := until - time.monotonic()) > 0:
+                    if not self.connection.connected:
+                        # What is published now is only kept by the client; repeated again and again it would pile up.
+                        await self._wait_for_connection(left_s)
+                        continue
+                    sent = True
+                    try:
+                        await self.connection.publish(subject, stored, reply=waiting.reply, headers=headers)
+                        ack = await waiting.ack(min(self._attempt_s, left_s))
+                        sequence = await self._judge(ack, subject, record_id, expected)
+                    except LogUnavailable:
+                        await asyncio.sleep(random.uniform(0.02, 0.1))
+                        continue
+                    if sequence is not None:
+                        return sequence
+                    await asyncio.sleep(random.uniform(0.02, 0.1))
+            finally:
+                self._in_flight.discard(waiting)
+        if not sent:
+            raise LogUnavailable(f"no connection to the log within {self._patience_s:g} s; nothing was written")
+        raise OutcomeUnknown(f"{subject}: no acknowledgement within {self._patience_s:g} s")
+
+    async def _judge(self, ack: Ack, subject: str, record_id: str, expected: int) -> int | None:
+        """The sequence of our record; None: try again. Raises WrongExpectedSequence, LogFull, LogUnavailable."""
+        if not ack.err_code:
+            return ack.sequence
+        if ack.err_code in NO_ROOM:
+            raise LogFull(ack.description)
+        if ack.err_code not in CONFLICT:
+            raise LogUnavailable(f"{subject}: {ack.description} ({ack.err_code})")
+        after_expected = await self._stream.get(sequence=expected + 1, subject=subject)
+        if after_expected is None:
+            last = await self._stream.get(subject=subject)
+            found = last.sequence if last is not None else 0
+            if found < expected:
+                raise WrongExpectedSequence(subject, expected, found)  # the log went back
+            return None
+        if _id_of(after_expected) == record_id:
+            return after_expected.sequence
+        raise WrongExpectedSequence(subject, expected, after_expected.sequence)
+
+    async def _wait_for_connection(self, at_most_s: float) -> None:
+        self._reconnected.clear()
+        if self.connection.connected:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                await self._reconnected.wait()
+
+    def _wake(self) -> None:
+        self._reconnected.set()
+        for waiting in self._in_flight:
+            waiting.wake()
+
+
+def _id_of(arrival: Arrival) -> str | None:
+    try:
+        return codec.decode(arrival.stored).record_id
+    except codec.Unreadable:
+        return None

@@ -1,0 +1,210 @@
+"""The port `EventLog`: append, read, last, tail; what it gives (`Recorded`) and what it raises.
+
+LogError
+├── WrongExpectedSequence   someone else appended first: read on, decide again
+├── OutcomeUnknown          the append may or may not have happened; repeating the request is safe
+├── LogUnavailable          nothing was written: the log can't be reached
+├── LogFull                 nothing was written: the log has no room
+└── BadSubject              a word that may not become part of a subject
+"""
+
+import base64
+import hashlib
+import re
+import zlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
+
+from eventstore.events import BlobReference, Owner, Record, TaskId
+
+PARTITIONS = 16
+OWNER = re.compile(r"[a-z0-9_-]{1,64}")
+AGENT = re.compile(r"[a-z0-9_-]{1,64}")
+TASK_ID = re.compile(r"task_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class LogError(Exception):
+    """The log could not do what was asked."""
+
+
+class WrongExpectedSequence(LogError):
+    """The task's last sequence is not the expected one."""
+
+    def __init__(self, subject: str, expected: int, found: int) -> None:
+        super().__init__(f"{subject}: expected last sequence {expected}, found {found}")
+        self.subject, self.expected, self.found = subject, expected, found
+
+
+class OutcomeUnknown(LogError):
+    """No acknowledgement came in time; the fact may be in the log, now or later."""
+
+
+class LogUnavailable(LogError):
+    """The log can't be reached; nothing was written."""
+
+
+class LogFull(LogError):
+    """The log has no room for this; nothing was written."""
+
+
+class BadSubject(LogError):
+    """This word may not become part of a subject."""
+
+
+def owner_word(name: str) -> Owner:
+    """The subject's word for a token's owner: itself, or `x-` and its base32 (JWT subjects hold dots)."""
+    if OWNER.fullmatch(name) and not name.startswith("x-"):
+        return Owner(name)
+    word = "x-" + base64.b32encode(name.encode()).decode().rstrip("=").lower()
+    if not name or len(word) > 240:
+        raise BadSubject(f"an owner has 1 to 148 bytes, this one {len(name.encode())}")
+    return Owner(word)
+
+
+def task_subject(owner: Owner, task_id: TaskId) -> str:
+    """`tasks.<partition>.<owner>.<task_id>`: the one place that makes subjects."""
+    if not TASK_ID.fullmatch(task_id):
+        raise BadSubject(f"not a task id: {task_id[:80]!r}")
+    if not re.fullmatch(r"[a-z0-9_-]{1,240}", owner):
+        raise BadSubject(f"not an owner: {owner[:80]!r}")
+    return f"tasks.{zlib.crc32(task_id.encode()) % PARTITIONS}.{owner}.{task_id}"
+
+
+def task_of_subject(subject: str) -> tuple[Owner, TaskId] | None:
+    """Owner and task id of a task's subject; None for the log's other subjects (sessions, checkpoints)."""
+    words = subject.split(".")
+    if len(words) != 4 or words[0] != "tasks":
+        return None
+    return Owner(words[2]), TaskId(words[3])
+
+
+class Recorded:
+    """A record that is in the log: with its sequence, whose task it is, and its stored bytes."""
+
+    def __init__(self, *, sequence: int, owner: Owner, task_id: TaskId, record: Record, stored: bytes) -> None:
+        self.sequence = sequence
+        self.owner = owner
+        self.task_id = task_id
+        self.record = record
+        self.stored = stored
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the stored bytes: what the task's next record carries as `previous`."""
+        return hashlib.sha256(self.stored).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Recorded({self.sequence}, {self.task_id} v{self.record.version}, {self.record.fact!r})"
+
+
+class Arrival:
+    """A message of a stream, not yet decoded (most that a tail sees are of tasks that nobody here attends to).
+
+    `deleted`: it is a key-value bucket's mark of a deletion.
+    """
+
+    __slots__ = ("deleted", "sequence", "stored", "subject")
+
+    def __init__(self, sequence: int, subject: str, stored: bytes, *, deleted: bool = False) -> None:
+        self.sequence = sequence
+        self.subject = subject
+        self.stored = stored
+        self.deleted = deleted
+
+
+class Tail(Protocol):
+    """The one live reader of a process: every message of the stream once, in order, without holes."""
+
+    @property
+    def position(self) -> int:
+        """The last sequence delivered (or skipped because the log no longer has it)."""
+        ...
+
+    @property
+    def proven(self) -> bool:
+        """Whether it reached, within the last second, what the leader said a second before that."""
+        ...
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was last proven."""
+        ...
+
+    @property
+    def lag(self) -> int:
+        """How many records the leader has that were not delivered yet, as last heard."""
+        ...
+
+    async def reach(self, sequence: int) -> None:
+        """Return once `position` is at least `sequence`."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Ask the leader for its last sequence (callers that ask together share one question) and reach it.
+
+        Raises LogUnavailable where no leader answers.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+OnArrival = Callable[[Arrival], None]
+OnReset = Callable[[], None]
+
+
+class Blobs(Protocol):
+    """What is too big for a message, by name."""
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Store; storing the same again changes nothing. Raises LogUnavailable."""
+        ...
+
+    async def get(self, name: str) -> bytes | None:
+        """The bytes; None if there are none by this name. Raises LogUnavailable."""
+        ...
+
+
+class EventLog(Protocol):
+    """The record of all facts."""
+
+    @property
+    def blobs(self) -> Blobs: ...
+
+    @property
+    def fullness(self) -> float:
+        """How much of the log's room is taken, 0 to 1, as last heard."""
+        ...
+
+    async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
+        """Add one record, if the task's last sequence is `expected` (0: it has none). What is returned is in the log.
+
+        Raises WrongExpectedSequence, OutcomeUnknown, LogUnavailable, LogFull.
+        """
+        ...
+
+    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+        """The task's records after a sequence, in order. Raises LogUnavailable."""
+        ...
+
+    async def last(self, owner: Owner, task_id: TaskId) -> int:
+        """The leader's word for the task's last sequence; 0: there is no such task. Raises LogUnavailable."""
+        ...
+
+    async def last_sequence(self) -> int:
+        """The leader's word for the log's last sequence. Raises LogUnavailable."""
+        ...
+
+    async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> Tail:
+        """Follow the whole log from `after` on (None: from what is last now).
+
+        `on_arrival` is called for each message, synchronously, in order; `on_reset` when the log turns out to be
+        another than the one followed so far (a restored older directory): what was learnt from it is void.
+        """
+        ...
+
+
+def blob_reference(name: str, content: bytes, fields: tuple[str, ...]) -> BlobReference:
+    """The reference to a blob that holds these fields."""
+    return BlobReference(name=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), fields=fields)

@@ -1,0 +1,161 @@
+"""The same log in a list: it passes the same contract tests, and it is as real to its callers."""
+
+import asyncio
+
+import structlog
+
+from eventstore import codec
+from eventstore.events import Owner, Record, TaskId
+from eventstore.log import Arrival, LogUnavailable, OnArrival, OnReset, Recorded, WrongExpectedSequence, task_subject
+
+log = structlog.stdlib.get_logger()
+
+
+class MemoryBlobs:
+    """Blobs in a dictionary."""
+
+    def __init__(self) -> None:
+        self._contents: dict[str, bytes] = {}
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Store."""
+        self._contents[name] = content
+
+    async def get(self, name: str) -> bytes | None:
+        """The bytes; None: none by this name."""
+        return self._contents.get(name)
+
+
+class MemoryTail:
+    """A tail that is always there; its deliveries go through the event loop, as those of a server do."""
+
+    def __init__(self, memory: "MemoryLog", on_arrival: OnArrival, position: int) -> None:
+        self._memory = memory
+        self._on_arrival = on_arrival
+        self._position = position
+        self._grown = asyncio.Event()
+        self._delivered = asyncio.Condition()
+        self._running = asyncio.ensure_future(self._run())
+
+    @property
+    def position(self) -> int:
+        """The last sequence delivered."""
+        return self._position
+
+    @property
+    def proven(self) -> bool:
+        """Nothing can hide."""
+        return True
+
+    @property
+    def age_s(self) -> float:
+        """It is always now."""
+        return 0.0
+
+    @property
+    def lag(self) -> int:
+        """Records not delivered yet."""
+        return len(self._memory.arrivals) - self._position
+
+    async def reach(self, sequence: int) -> None:
+        """Return once `position` is at least `sequence`."""
+        async with self._delivered:
+            await self._delivered.wait_for(lambda: self._position >= sequence or self._running.done())
+        if self._position < sequence:
+            raise LogUnavailable("the tail was closed")
+
+    async def catch_up(self) -> None:
+        """Reach the last sequence of now."""
+        await self.reach(len(self._memory.arrivals))
+
+    async def close(self) -> None:
+        """Stop following."""
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        async with self._delivered:
+            self._delivered.notify_all()
+
+    def grown(self) -> None:
+        """The log has more."""
+        self._grown.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._grown.clear()
+            for arrival in self._memory.arrivals[self._position :]:
+                self._position = arrival.sequence
+                try:
+                    self._on_arrival(arrival)
+                except Exception:
+                    # A reader's bug must not make the whole process deaf.
+                    log.exception("tail.arrival_failed", sequence=arrival.sequence)
+            async with self._delivered:
+                self._delivered.notify_all()
+            await self._grown.wait()
+
+
+class MemoryLog:
+    """The log in a list; sequences count from 1."""
+
+    def __init__(self) -> None:
+        self.blobs = MemoryBlobs()
+        self.arrivals: list[Arrival] = []
+        self._subjects: dict[str, list[Recorded]] = {}
+        self._tails: list[MemoryTail] = []
+
+    @property
+    def fullness(self) -> float:
+        """Memory is not counted."""
+        return 0.0
+
+    async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
+        """Add one record, if the task's last sequence is `expected`."""
+        subject = task_subject(owner, task_id)
+        stored, blob = codec.pack(record)
+        if blob is not None:
+            await self.blobs.put(record.record_id, blob)
+        await asyncio.sleep(0)  # a real append lets others in, before and after
+        history = self._subjects.setdefault(subject, [])
+        if (history[-1].sequence if history else 0) != expected:
+            after_expected = next((one for one in history if one.sequence > expected), None)
+            if after_expected is None:
+                raise WrongExpectedSequence(subject, expected, history[-1].sequence if history else 0)
+            if after_expected.record.record_id == record.record_id:
+                return after_expected
+            raise WrongExpectedSequence(subject, expected, after_expected.sequence)
+        arrival = Arrival(len(self.arrivals) + 1, subject, stored)
+        self.arrivals.append(arrival)
+        appended = codec.recorded(arrival.sequence, subject, stored)
+        history.append(appended)
+        for tail in self._tails:
+            tail.grown()
+        await asyncio.sleep(0)
+        return appended
+
+    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+        """The task's records after a sequence."""
+        await asyncio.sleep(0)
+        found = [one for one in self._subjects.get(task_subject(owner, task_id), []) if one.sequence > after]
+        return found if limit is None else found[:limit]
+
+    async def last(self, owner: Owner, task_id: TaskId) -> int:
+        """The task's last sequence; 0: there is no such task."""
+        await asyncio.sleep(0)
+        history = self._subjects.get(task_subject(owner, task_id))
+        return history[-1].sequence if history else 0
+
+    async def last_sequence(self) -> int:
+        """The log's last sequence."""
+        return len(self.arrivals)
+
+    async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> MemoryTail:
+        """Follow the whole log; it never becomes another, so `on_reset` is not called."""
+        del on_reset
+        tail = MemoryTail(self, on_arrival, len(self.arrivals) if after is None else after)
+        self._tails.append(tail)
+        return tail
+
+    async def close(self) -> None:
+        """Stop the tails."""
+        for tail in self._tails:
+            await tail.close()

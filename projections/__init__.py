@@ -1,0 +1,1 @@
+"""What it means: the folds of the log."""

@@ -1,0 +1,92 @@
+"""The tests' NATS: the one at TASKTRAIL_TEST_NATS_URL, else a container where Docker answers, else the embedded one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Generator
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+
+from eventstore.connection import Connection, NatsAddress, hidden
+from eventstore.server import EmbeddedServer
+
+NATS_URL = os.environ.get("TASKTRAIL_TEST_NATS_URL", "")
+IMAGE = "nats:2.12-alpine"
+PING = "import docker; docker.from_env(timeout=2).ping()"
+
+
+@cache
+def nats_source() -> Literal["url", "container", "embedded"]:
+    """Which of the three kinds of NATS this run has."""
+    if NATS_URL:
+        return "url"
+    try:
+        # In a process of its own: bounded as a whole, and Docker's client leaves its socket open where nobody answers.
+        answer = subprocess.run([sys.executable, "-c", PING], capture_output=True, timeout=5)
+    except subprocess.TimeoutExpired:
+        return "embedded"
+    return "embedded" if answer.returncode else "container"
+
+
+def pytest_report_header() -> str:
+    match nats_source():
+        case "url":
+            return f"NATS: {hidden(NATS_URL)} (TASKTRAIL_TEST_NATS_URL); every test deletes all its streams"
+        case "container":
+            return f"NATS: {IMAGE} by testcontainers"
+        case "embedded":
+            return "NATS: the embedded nats-server, a new one for each test"
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncGenerator[EmbeddedServer]:
+    """An embedded nats-server for this test alone, to be killed, stopped and restarted."""
+    server = await EmbeddedServer.start(tmp_path / "nats-data")
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@pytest.fixture
+def nats_address(request: pytest.FixtureRequest) -> NatsAddress:
+    """A NATS without any streams, of whichever kind; where it is the embedded one, it is the test's `server`."""
+    source = nats_source()
+    if source == "embedded":
+        server: EmbeddedServer = request.getfixturevalue("server")
+        return server.address
+    address: NatsAddress = request.getfixturevalue("emptied_nats")
+    return address
+
+
+@pytest.fixture
+async def emptied_nats(shared_nats: NatsAddress) -> NatsAddress:
+    """The NATS that all tests share, all its streams deleted."""
+    connection = await Connection.open(shared_nats, "tests")
+    try:
+        # Asked again until none is left: one answer names 1,024 of them at most.
+        while names := msgspec.convert((await connection.api("STREAM.NAMES"))["streams"], list[str] | None):
+            for name in names:
+                await connection.api(f"STREAM.DELETE.{name}")
+    finally:
+        await connection.close()
+    return shared_nats
+
+
+@pytest.fixture(scope="session")
+def shared_nats() -> Generator[NatsAddress]:
+    """One NATS for the whole session; its user may do anything."""
+    if NATS_URL:
+        yield NatsAddress(url=NATS_URL)
+        return
+    # Imported where it is needed: it takes a while, and most runs have no Docker.
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    container = DockerContainer(IMAGE).with_command("-js").with_exposed_ports(4222)
+    with container.waiting_for(LogMessageWaitStrategy("Server is ready")) as nats:
+        yield NatsAddress(url=f"nats://{nats.get_container_host_ip()}:{nats.get_exposed_port(4222)}")
