@@ -9,6 +9,7 @@ ClientError               the message is one line for people
 """
 
 import random
+import ssl
 import time
 import uuid
 from collections.abc import Generator, Mapping
@@ -25,6 +26,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from msgspec import Struct
 
 from app.dialects.native import TaskBody
+from app.local import Local, read_local
 from eventstore import codec
 from eventstore.events import Owner, TaskCancelled, TaskCompleted, TaskFailed, TaskId, TaskTimedOut
 from eventstore.log import Recorded
@@ -64,10 +66,11 @@ class NoAnswer(NotTried):
 
 
 class Where(Struct, frozen=True, kw_only=True):
-    """A service's address, and who we are there."""
+    """A service's address, and who we are there; `certificate` is the one that it shows, where no authority is asked."""
 
     url: str
     token: str
+    certificate: Path | None = None
 
 
 def where(data_dir: Path, url: str | None, token: str | None) -> Where:
@@ -75,13 +78,27 @@ def where(data_dir: Path, url: str | None, token: str | None) -> Where:
 
     A token that is kept for this machine's service is never sent to another.
     """
-    if token is not None and not (token.isascii() and token.isprintable() and token):
+    if token is not None and not (token and token.isascii() and token.isprintable()):
         raise NoAddress("that is no token: one has printable ASCII characters only")
     if url is not None:
         if token is None:
             raise NoAddress("--url needs a token: --token, or TASKTRAIL_TOKEN in the environment")
         return Where(url=_checked(url), token=token)
-    raise NoAddress(f"no service is known in {data_dir}")
+    local = local_in(data_dir)
+    if local.url is None:
+        raise NoAddress(f"the service of {data_dir} is stopped; `tasktrail serve` starts it")
+    return Where(url=_checked(local.url), token=token or local.token, certificate=local.certificate)
+
+
+def local_in(data_dir: Path) -> Local:
+    """What the service on this machine keeps for us. Raises NoAddress."""
+    local = read_local(data_dir)
+    if local is None:
+        raise NoAddress(
+            f"no service is known in {data_dir} (or not to this user): "
+            "start one with `tasktrail serve`, name its --data-dir, or say where another is"
+        )
+    return local
 
 
 def _checked(url: str) -> str:
@@ -166,13 +183,11 @@ class Client:
         self.url = address.url
         self._first_s = FIRST_CONTACT_S if retry_for_s is None else retry_for_s
         self._lost_s = CONTACT_LOST_S if retry_for_s is None else retry_for_s
-        # A proxy in the environment is for the world outside: it can't reach a service on this machine.
-        local = httpx.URL(address.url).host in ("127.0.0.1", "::1", "localhost")
         self._http = httpx.Client(
             base_url=address.url,
             headers={"Authorization": f"Bearer {address.token}", "User-Agent": "tasktrail"},
             timeout=ANSWER_WITHIN_S,
-            transport=httpx.HTTPTransport() if local else None,
+            transport=_transport(address),
         )
 
     def __enter__(self) -> Self:
@@ -297,6 +312,18 @@ class Client:
             elif EVENT_STREAM not in answer.headers.get("content-type", ""):
                 raise NoAnswer(f"{self.url} is no Tasktrail API: it does not stream events")
             yield EventSource(answer)
+
+
+def _transport(address: Where) -> httpx.HTTPTransport | None:
+    """None: the usual one, with the environment's proxies. Those are for the world outside: they can't reach a service
+    on this machine."""
+    if address.certificate is not None:
+        trust = ssl.create_default_context(cafile=str(address.certificate))
+        # This very certificate is what is trusted, whoever signed it, and it need not name the loopback address.
+        trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        trust.check_hostname = False
+        return httpx.HTTPTransport(verify=trust)
+    return httpx.HTTPTransport() if httpx.URL(address.url).host in ("127.0.0.1", "::1", "localhost") else None
 
 
 def new_key() -> str:

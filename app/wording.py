@@ -10,6 +10,7 @@ from app.dialects.native import TaskBody
 from eventstore.events import (
     InputReceived,
     InputRequested,
+    Json,
     PartialProduced,
     PauseRequested,
     PlannedStep,
@@ -59,7 +60,7 @@ def line(recorded: Recorded) -> str:
     return f"{record.at.astimezone():%H:%M:%S}  {one_line(name):<16}  {one_line(about(record.fact))}".rstrip()
 
 
-def about(fact: TaskFact | UnknownFact) -> str:  # a table: one line a fact
+def about(fact: TaskFact | UnknownFact) -> str:
     """What there is to say about a fact, beside its name."""
     match fact:
         case TaskCreated(agent=agent, title=title):
@@ -173,7 +174,7 @@ def card(body: TaskBody) -> str:
         ("tools", ", ".join(body.tools_used)),
         ("usage", _spent(body)),
         ("metadata", msgspec.json.encode(body.metadata).decode() if body.metadata else None),
-        ("input", body.input if isinstance(body.input, str) else msgspec.json.encode(body.input).decode()),
+        ("input", _said(body.input)),
         ("text", body.partial_text if body.partial_text != body.result else None),
         ("question", body.question),
         ("review", body.review),
@@ -183,6 +184,12 @@ def card(body: TaskBody) -> str:
     width = max(len(label) for label, _ in rows) + 2
     hang = "\n" + " " * width
     return "\n".join(f"{label:<{width}}{lines(said).rstrip().replace(chr(10), hang)}" for label, said in rows if said)
+
+
+def _said(input: Json) -> str | None:
+    if input is None or isinstance(input, str):
+        return input
+    return msgspec.json.encode(input).decode()
 
 
 def _spent(body: TaskBody) -> str | None:

@@ -12,12 +12,17 @@ from msgspec import Struct
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
 from app.api import Rooms, Server, build, open_rooms
+from app.decide import Command, CreateTask
+from app.feed import frame
 from app.settings import HttpSettings, LogSettings
+from app.tasks import Cause, Done
 from eventstore.connection import NatsAddress
-from eventstore.events import Owner
+from eventstore.events import Owner, TaskId
 from eventstore.tokens import SCOPES, Scope
 
 ALL_SCOPES: tuple[Scope, ...] = SCOPES
+DEV = Owner("dev")
+CAUSE = Cause(actor="test", causation_id="request-1", correlation_id="request-1")
 
 
 class Api(Struct):
@@ -28,6 +33,32 @@ class Api(Struct):
     client: httpx.AsyncClient
     token: str
 
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header that says who we are."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    async def begin(self, *commands: Command) -> TaskId:
+        """A task of owner `dev` to which these commands happened."""
+        done = await self.rooms.tasks.create(DEV, CreateTask(agent="simulator", fingerprint="f1"), CAUSE)
+        assert isinstance(done, Done)
+        await self.tell(done.task.task_id, *commands)
+        return done.task.task_id
+
+    async def tell(self, task_id: TaskId, *commands: Command) -> None:
+        """Have these commands happen, each of which must be granted."""
+        for command in commands:
+            done = await self.rooms.tasks.execute(DEV, task_id, command, CAUSE)
+            assert isinstance(done, Done), done
+
+    async def frames(self, task_id: TaskId) -> list[bytes]:
+        """The task's frames, made from what the log holds."""
+        return [frame(recorded) for recorded in await self.rooms.tasks.log.read(DEV, task_id)]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One figure of `/metrics`, 0 where it was never counted."""
+        return self.rooms.metrics.registry.get_sample_value(f"tasktrail_{name}", labels) or 0.0
+
 
 @asynccontextmanager
 async def running(
@@ -36,9 +67,9 @@ async def running(
     """Serve until the context ends."""
     http = http or HttpSettings()
     catalogue = Catalogue([Simulator()], default="simulator")
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     async with open_rooms(LogSettings(nats=nats), http, catalogue) as rooms:
-        await rooms.tokens.add(token, Owner("dev"), ALL_SCOPES)
+        await rooms.tokens.add(token, DEV, ALL_SCOPES)
         config = uvicorn.Config(
             build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
             log_config=None,

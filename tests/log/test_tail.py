@@ -114,7 +114,7 @@ async def test_standing_still_for_three_seconds(server: EmbeddedServer, log: Jet
 
 async def test_a_burst_over_its_limits(log: JetStreamLog):
     ear = Ear()
-    async with tail_of(log, ear, pending_msgs=4) as tail:
+    async with tail_of(log, ear, pending_msgs=32) as tail:
         since = monotonic()
         last = await writes(log, 1000)
         await whole_again(tail, ear, last, since)

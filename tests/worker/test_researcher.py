@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.agents.agent import CallTool, Plan, Say, StepFailed
-from app.agents.researcher import Library, Lines, Researcher, passages_of, sentences_of
+from app.agents.documents import Library, Lines, passages_of, sentences_of
+from app.agents.researcher import Researcher
 from eventstore.events import Json, Problem
 from tests.worker.play import Played, Replies, brief, play, replay
 

@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.agents.agent import Brief, Plan, ReportUsage, Review, Say, Sleep, Work, say
-from app.agents.simulator import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_STEPS,
-    Complete,
-    SayText,
-    ShowPlan,
-    Simulator,
-    UseTool,
-    read_scenario,
-)
+from app.agents.scenario import MAX_BYTES, MAX_DEPTH, MAX_STEPS, Complete, SayText, ShowPlan, UseTool, read_scenario
+from app.agents.simulator import Simulator
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, Usage
 from tests.worker.play import Played, Replies, brief, play, replay
 

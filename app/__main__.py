@@ -1,0 +1,5 @@
+"""`python -m app` is `tasktrail`."""
+
+from app.cli import main
+
+main()

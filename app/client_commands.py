@@ -1,0 +1,257 @@
+"""The commands for those who have tasks: submit, watch, show, answer, decide, pause, cancel."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import msgspec
+
+from app.asking import BAD, INTERRUPTED, TASK_ID, ApiCommand
+from app.client import Client, ClientError, NotTried, decoded, new_key, task_of
+from app.dialects.native import TaskBody
+from app.token_commands import tokens
+from app.watching import watch_lines, watch_live
+from app.wording import card, line, lines, one_line, problem, whats_needed
+from eventstore.events import Json, TaskId
+from projections.task import Status
+
+POLL_S = 30
+MAX_KEY = 255
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the task as the API gives it.")
+task_argument = click.argument("task_id", type=TASK_ID)
+
+
+def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The text itself; `-`: standard input; `@file`: that file."""
+    if value is None:
+        return None
+    try:
+        if value == "-":
+            return click.get_binary_stream("stdin").read().decode()
+        if value.startswith("@"):
+            return Path(value[1:]).read_bytes().decode()
+        value.encode()
+    except OSError as error:
+        raise click.BadParameter(f"{value[1:]}: {error.strerror}", ctx, param) from error
+    except UnicodeError as error:
+        raise click.BadParameter("it is no UTF-8 text", ctx, param) from error
+    return value
+
+
+def metadata_of(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Json]:
+    """A JSON object."""
+    try:
+        return {} if value is None else msgspec.json.decode(value, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise click.BadParameter(f"not a JSON object: {error}", ctx, param) from error
+
+
+def key_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """The key that was given, else one of our own: a command that is repeated is still one."""
+    if value is None:
+        return new_key()
+    if not (1 <= len(value) <= MAX_KEY and value.isascii() and value.isprintable()):
+        raise click.BadParameter(f"a key has 1 to {MAX_KEY} printable ASCII characters", ctx, param)
+    return value
+
+
+@click.command(cls=ApiCommand)
+@click.argument("text", callback=text_of)
+@click.option("--agent", help="The agent to do it.  [the service's default]")
+@click.option("--title", help="What to call it.")
+@click.option("--session", "session_id", help="The session that it belongs to.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="It ends as timed out if it is not done by then.")
+@click.option("--approval-mode", type=click.Choice(["auto", "dry_run", "confirm"]), help="What its plan needs.")
+@click.option("--metadata", callback=metadata_of, metavar="JSON", help="A JSON object to keep with it.")
+@click.option("--json-input", is_flag=True, help="TEXT is JSON, and is sent as that instead of as a text.")
+@click.option("--key", callback=key_of, help="An idempotency key: the same key and task again is the same task.")
+@click.option("--wait", is_flag=True, help="Wait for its end and print its result.")
+@click.option("--watch", "watched", is_flag=True, help="Watch it to its end.")
+@json_option
+@click.pass_obj
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    client: Client,
+    text: str,
+    json_input: bool,
+    key: str,
+    wait: bool,
+    watched: bool,
+    as_json: bool,
+    **wishes: object,
+) -> None:
+    """Begin a task and print its id. TEXT says what is wanted; `-` reads standard input, `@FILE` a file.
+
+    Trying again where the service does not answer creates nothing twice: an idempotency key goes with it.
+
+    \b
+    Examples:
+      tasktrail submit "Compare NATS and Kafka" --agent researcher --watch
+      tasktrail submit @scenario.json --agent simulator --wait > result.txt
+    """
+    if wait and watched:
+        raise click.UsageError("--wait or --watch, not both")
+    body = {name: wish for name, wish in wishes.items() if wish is not None}
+    body["input"] = _json(text) if json_input else text
+    try:
+        created = client.submit(body, key=key)
+    except NotTried as error:
+        raise NotTried(f"{error}; whether or not it was created, repeating it with --key {key} creates it once") from error
+    task = task_of(created)
+    if wait:
+        click.echo(f"{task.task_id} was created", err=True)
+        ctx.exit(_holding_on(task.task_id, lambda: _wait(client, created, as_json=as_json)))
+    if watched:
+        ctx.exit(_holding_on(task.task_id, lambda: _watch(client, TaskId(task.task_id), plain=False, as_json=as_json)))
+    click.echo(created if as_json else task.task_id)
+
+
+def _json(text: str) -> Json:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise click.UsageError(f"--json-input: TEXT is no JSON: {error}") from error
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.option("--plain", is_flag=True, help="A line for each fact, also in a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each fact, as the API gives it.")
+@click.pass_obj
+@click.pass_context
+def watch(ctx: click.Context, client: Client, task_id: TaskId, plain: bool, as_json: bool) -> None:
+    """Watch a task from its beginning to its end: status, tools, text as it arrives. Ctrl-C leaves the task running.
+
+    Where standard output is no terminal, a line for each fact. A cut connection is made anew and nothing is missed or
+    doubled. The exit code is 0 if the task completed, else 1.
+
+    \b
+    Example:
+      tasktrail watch task_01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    ctx.exit(_holding_on(task_id, lambda: _watch(client, task_id, plain=plain, as_json=as_json)))
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.option("--events", is_flag=True, help="Its history instead: a line for each fact.")
+@json_option
+@click.pass_obj
+def show(client: Client, task_id: TaskId, events: bool, as_json: bool) -> None:
+    """Show a task as it is now.
+
+    \b
+    Examples:
+      tasktrail show task_01890a5d-ac96-774b-bcce-b302099a8057
+      tasktrail show task_01890a5d-ac96-774b-bcce-b302099a8057 --events --json
+    """
+    if events:
+        for told in client.history(task_id):
+            click.echo(told.item if as_json else line(told.recorded))
+        return
+    content = client.get(task_id)
+    if as_json:
+        click.echo(content)
+        return
+    body = task_of(content)
+    click.echo(card(body))
+    needed = _needed(body)
+    if needed is not None:
+        click.echo(needed, err=True)
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.option("--reason", help="Why, for the log.")
+@json_option
+@click.pass_obj
+def cancel(client: Client, task_id: TaskId, reason: str | None, as_json: bool) -> None:
+    """End a task as cancelled, at once. The step in hand is not interrupted; no further one begins.
+
+    \b
+    Example:
+      tasktrail cancel task_01890a5d-ac96-774b-bcce-b302099a8057 --reason "no longer needed"
+    """
+    _report(client.command(task_id, "cancel", {"reason": reason}), as_json=as_json)
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.argument("text", callback=text_of)
+@json_option
+@click.pass_obj
+def answer(client: Client, task_id: TaskId, text: str, as_json: bool) -> None:
+    """Answer what the task asks; if it asks nothing, leave a message in its inbox. `-` and `@FILE` as in submit.
+
+    \b
+    Example:
+      tasktrail answer task_01890a5d-ac96-774b-bcce-b302099a8057 "The blue one"
+    """
+    _report(client.command(task_id, "messages", {"text": text}), as_json=as_json)
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.option("--feedback", help="What the agent should know.")
+@json_option
+@click.pass_obj
+def approve(client: Client, task_id: TaskId, feedback: str | None, as_json: bool) -> None:
+    """Approve what awaits your review: a plan, or what the agent is about to do.
+
+    \b
+    Example:
+      tasktrail approve task_01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    _report(client.command(task_id, "review", {"approved": True, "feedback": feedback}), as_json=as_json)
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.option("--feedback", help="What the agent should know.")
+@json_option
+@click.pass_obj
+def refuse(client: Client, task_id: TaskId, feedback: str | None, as_json: bool) -> None:
+    """Refuse what awaits your review. The agent is told, and decides how to go on.
+
+    \b
+    Example:
+      tasktrail refuse task_01890a5d-ac96-774b-bcce-b302099a8057 --feedback "not to customers"
+    """
+    _report(client.command(task_id, "review", {"approved": False, "feedback": feedback}), as_json=as_json)
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@click.option("--reason", help="Why, for the log.")
+@json_option
+@click.pass_obj
+def pause(client: Client, task_id: TaskId, reason: str | None, as_json: bool) -> None:
+    """Pause a task: when its step in hand has ended, or at once where nobody runs it.
+
+    \b
+    Example:
+      tasktrail pause task_01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    _report(client.command(task_id, "pause", {"reason": reason}), as_json=as_json)
+
+
+@click.command(cls=ApiCommand)
+@task_argument
+@json_option
+@click.pass_obj
+def resume(client: Client, task_id: TaskId, as_json: bool) -> None:
+    """Go on with a paused task.
+
+    \b
+    Example:
+      tasktrail resume task_01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    _report(client.command(task_id, "resume"), as_json=as_json)
+
+
+COMMANDS: list[click.Command] = [submit, watch, show, cancel, answer, approve, refuse, pause, resume, tokens]

@@ -1,0 +1,192 @@
+"""The `tokens` commands: make, list and revoke access tokens. They write to the token bucket themselves."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import click
+import msgspec
+
+from app.asking import BAD, NatsCommand
+from app.wording import moment, table
+from eventstore.connection import Connection, NatsAddress
+from eventstore.events import Owner
+from eventstore.log import BadSubject, owner_word
+from eventstore.tokens import SCOPES, Scope, Token, Tokens, new_token
+
+DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
+UNITS = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+LONGEST = timedelta(days=36_500)
+
+
+class ScopesType(click.ParamType[tuple[Scope, ...]]):
+    """Scopes, with commas between them."""
+
+    name = "scopes"
+
+    def convert(
+        self, value: str | tuple[Scope, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Scope, ...]:
+        """Each once, in their own order."""
+        if isinstance(value, tuple):
+            return value
+        asked = {word.strip() for word in value.split(",")} - {""}
+        unknown = sorted(asked - set(SCOPES))
+        if unknown or not asked:
+            wrong = f"no scope {', '.join(map(repr, unknown))}" if unknown else "a token needs at least one scope"
+            self.fail(f"{wrong}; there are: {', '.join(SCOPES)}", param, ctx)
+        return tuple(scope for scope in SCOPES if scope in asked)
+
+
+class DurationType(click.ParamType[timedelta]):
+    """A length of time."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """A number and its unit."""
+        if isinstance(value, timedelta):
+            return value
+        found = DURATION.fullmatch(value.strip())
+        if found is None or (lasts := int(found[1]) * UNITS[found[2]]) > LONGEST:
+            self.fail(f"{value!r} is no length of time: write 90s, 30m, 12h, 30d or 4w (100 years at most)", param, ctx)
+        return lasts
+
+
+class OwnerType(click.ParamType[Owner]):
+    """Whose tasks the token opens."""
+
+    name = "owner"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Owner:
+        """The log's word for the name."""
+        try:
+            return owner_word(value)
+        except BadSubject as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(name="tokens")
+def tokens() -> None:
+    """Make, list and revoke access tokens.
+
+    A token says who its bearer is (the owner: nobody else sees their tasks) and what they may do (the scopes:
+    tasks:read, tasks:write, audit, audit:all, admin). Only its hash is kept.
+    """
+
+
+@tokens.command(cls=NatsCommand)
+@click.option("--owner", type=OwnerType(), required=True, help="Whose tasks it opens: a person, a team, a program.")
+@click.option("--scopes", type=ScopesType(), required=True, metavar="A,B", help=f"Of: {', '.join(SCOPES)}.")
+@click.option("--expires", type=DurationType(), metavar="30d", help="After so long: 90s, 30m, 12h, 30d, 4w.  [never]")
+@click.option("--note", default="", help="For people who read the list.")
+@click.pass_obj
+def create(
+    nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: timedelta | None, note: str
+) -> None:
+    """Make a token and print it: it is shown this once, and nothing else is on standard output.
+
+    \b
+    Example:
+      TASKTRAIL_TOKEN=$(tasktrail tokens create --owner ann --scopes tasks:read,tasks:write --expires 30d)
+    """
+    secret = new_token()
+    expires_at = None if expires is None else datetime.now(UTC) + expires
+    made = asyncio.run(_create(nats, secret, owner, scopes, expires_at, note))
+    until = f"until {moment(made.expires_at)}" if made.expires_at else "for ever"
+    click.echo(f"token {made.id} of {made.owner}, valid {until}:", err=True)
+    click.echo(secret)
+
+
+@tokens.command(name="list", cls=NatsCommand)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one object a line.")
+@click.pass_obj
+def list_tokens(nats: NatsAddress, as_json: bool) -> None:
+    """All tokens, oldest first; never the tokens themselves, which are kept nowhere.
+
+    \b
+    Example:
+      tasktrail tokens list
+    """
+    known = asyncio.run(_all(nats))
+    if as_json:
+        for token in known:
+            click.echo(msgspec.json.encode(token))
+        return
+    now = datetime.now(UTC)
+    rows = [
+        (
+            token.id,
+            token.owner,
+            ",".join(token.scopes),
+            moment(token.created_at),
+            _expiry(token, now),
+            token.note,
+        )
+        for token in known
+    ]
+    click.echo(table(("ID", "OWNER", "SCOPES", "CREATED", "EXPIRES", "NOTE"), rows))
+
+
+@tokens.command(cls=NatsCommand)
+@click.argument("token_id", metavar="ID")
+@click.pass_obj
+@click.pass_context
+def revoke(ctx: click.Context, nats: NatsAddress, token_id: str) -> None:
+    """End a token, by its id in the list: within a second no process takes it, and its open streams are cut.
+
+    \b
+    Example:
+      tasktrail tokens revoke 4f1c2a9b7d03
+    """
+    revoked = asyncio.run(_revoke(nats, token_id))
+    if revoked is None:
+        click.echo(f"there is no token {token_id!r}; `tasktrail tokens list` shows them", err=True)
+        ctx.exit(BAD)
+    click.echo(f"revoked {revoked.id} of {revoked.owner}")
+
+
+def _expiry(token: Token, now: datetime) -> str:
+    if token.expires_at is None:
+        return "never"
+    return moment(token.expires_at) + ("" if token.valid(now) else " (expired)")
+
+
+async def _create(
+    nats: NatsAddress, secret: str, owner: Owner, scopes: tuple[Scope, ...], expires_at: datetime | None, note: str
+) -> Token:
+    async with _bucket(nats) as bucket:
+        return await bucket.add(secret, owner, scopes, expires_at=expires_at, note=note)
+
+
+async def _all(nats: NatsAddress) -> list[Token]:
+    async with _bucket(nats) as bucket:
+        return await bucket.all()
+
+
+async def _revoke(nats: NatsAddress, token_id: str) -> Token | None:
+    async with _bucket(nats) as bucket:
+        return await bucket.revoke(token_id)
+
+
+@asynccontextmanager
+async def _bucket(nats: NatsAddress) -> AsyncGenerator[Tokens]:
+    connection = await Connection.open(nats, "tasktrail-tokens")
+    try:
+        bucket = await Tokens.open(connection)
+        try:
+            yield bucket
+        finally:
+            await bucket.close()
+    finally:
+        await connection.close()
