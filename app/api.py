@@ -5,7 +5,7 @@ import ipaddress
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from types import FrameType
 
@@ -28,11 +28,12 @@ from app.agents.catalogue import Catalogue
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes
 from app.feed import Streams
-from app.metrics import Metrics
+from app.metrics import Metrics, exposition, read_figures
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.settings import HttpSettings, LogSettings
 from app.tasks import Tasks
 from eventstore.connection import Connection
+from eventstore.figures import Figures, telling
 from eventstore.jetstream import JetStreamLog
 from eventstore.tokens import Tokens
 
@@ -54,8 +55,10 @@ class Rooms:
         tokens: Tokens,
         catalogue: Catalogue,
         http: HttpSettings,
+        figures: Figures,
     ) -> None:
         self.connection = connection
+        self.figures = figures
         self.tasks = tasks
         self.tokens = tokens
         self.catalogue = catalogue
@@ -63,9 +66,7 @@ class Rooms:
         self.metrics = tasks.metrics
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.revocations = Revocations(tokens)
-        self.metrics.gauge("attached_tasks", "Tasks held in memory", lambda: tasks.attached_count)
-        self.metrics.gauge("tail_lag", "Records that the leader has and this process has not seen", _lag(tasks))
-        self.metrics.gauge("log_fullness", "Share of the log's room that is taken", lambda: tasks.log.fullness)
+        self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
 
 
 @asynccontextmanager
@@ -78,10 +79,19 @@ async def open_rooms(log_settings: LogSettings, http: HttpSettings, catalogue: C
         )
         tokens = await Tokens.open(connection, replicas=log_settings.replicas)
         tasks = await Tasks.open(
-            event_log, Metrics(), strict_reads=http.reads == "strict", max_attached=http.max_attached
+            event_log, Metrics("api"), strict_reads=http.reads == "strict", max_attached=http.max_attached
         )
         try:
-            yield Rooms(connection=connection, tasks=tasks, tokens=tokens, catalogue=catalogue, http=http)
+            figures = await Figures.open(connection)
+            async with telling(connection, tasks.metrics.instance, tasks.metrics.told):
+                yield Rooms(
+                    connection=connection,
+                    tasks=tasks,
+                    tokens=tokens,
+                    catalogue=catalogue,
+                    http=http,
+                    figures=figures,
+                )
         finally:
             await tasks.close()
             await tokens.close()
@@ -117,11 +127,14 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 
 @get("/metrics", opt={"exclude_from_auth": True}, tags=["health"], media_type=MediaType.TEXT, security=[{}])
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
-    """Prometheus metrics: open on loopback, else scope `admin`."""
+    """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
         principal = await authenticate(rooms.tokens, credentials(request.headers))
         principal.need("admin")
-    return Response(rooms.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    told = await rooms.figures.ask()
+    told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
+    text = exposition([*read_figures(told.values()), rooms.metrics.figures()])
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 class Authentication(AbstractAuthenticationMiddleware):
@@ -245,10 +258,6 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
-
-
-def _lag(tasks: Tasks) -> Callable[[], float]:
-    return lambda: float(tasks.tail.lag)
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import click
 
-from app.client import Client, ClientError, NoAddress, Refused, local_in, where
+from app.answers import ClientError, NoAddress, Refused
+from app.client import Client, local_in, where
 from app.dialects.native import task_id_of
 from app.local import DEFAULT_DIRECTORY
 from app.logs import configure_logs
+from app.options import _checked_nats_url  # pyright: ignore[reportPrivateUsage]  # one option, one check
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId
 from eventstore.log import LogError
@@ -58,6 +60,7 @@ NATS = (
         ["--nats-url"],
         envvar="TASKTRAIL_NATS_URL",
         metavar="URL",
+        callback=_checked_nats_url,
         help="Where NATS is, if not where the service on this machine has it.",
     ),
     click.Option(
@@ -91,6 +94,26 @@ class TaskIdType(click.ParamType[TaskId]):
 TASK_ID = TaskIdType()
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the task as the API gives it.")
+task_argument = click.argument("task_id", type=TASK_ID)
+
+
+def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The text itself; `-`: standard input; `@file`: that file."""
+    if value is None:
+        return None
+    try:
+        if value == "-":
+            return sys.stdin.buffer.read().decode()
+        if value.startswith("@"):
+            return Path(value[1:]).read_bytes().decode()
+    except OSError as error:
+        raise click.BadParameter(f"{value[1:]}: {error.strerror}", ctx, param) from error
+    except UnicodeError as error:
+        raise click.BadParameter("it is no UTF-8 text", ctx, param) from error
+    return value
+
+
 class Asking(click.Command):
     """A command whose errors are one line on standard error, and its exit code."""
 
@@ -100,6 +123,9 @@ class Asking(click.Command):
             if isinstance(stream, io.TextIOWrapper):
                 # What an agent says may not fit the terminal's encoding: better a question mark than no answer.
                 stream.reconfigure(errors="replace")
+        for name, value in ctx.params.items():
+            if isinstance(value, str) and _has_surrogates(value):
+                raise click.BadParameter("it is no UTF-8 text", ctx, param_hint=name)
         try:
             return self.ask(ctx)
         except Refused as error:
@@ -158,3 +184,11 @@ def _nats_in(data_dir: Path) -> NatsAddress:
     if local.nats is None:
         raise NoAddress(f"the service of {data_dir} is stopped; `tasktrail serve` starts it")
     return local.nats
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return True
+    return False

@@ -1,11 +1,5 @@
 """A client of our own API: commands that are repeated until it is known that they were done, tasks followed to their
-end over cut connections.
-
-ClientError               the message is one line for people
-├── Refused               the service understood and said no (4xx)
-└── NotTried              it could not be tried
-    ├── NoAddress         nobody said where the service is, or with what token
-    └── NoAnswer          no service answers there, or none of ours
+end over cut connections. What goes wrong is drawn in `answers`.
 """
 
 import random
@@ -17,19 +11,29 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 from urllib.parse import quote
 
 import httpx
-import msgspec
-from httpx_sse import EventSource, ServerSentEvent
+from httpx_sse import EventSource
 from msgspec import Struct
 
-from app.dialects.native import TaskBody
+from app.answers import (
+    Interrupted,
+    NoAddress,
+    NoAnswer,
+    NotTried,
+    Page,
+    Refused,
+    Reset,
+    Told,
+    complaint,
+    decoded,
+    told_by,
+    told_in,
+)
 from app.local import Local, read_local
-from eventstore import codec
-from eventstore.events import Owner, TaskCancelled, TaskCompleted, TaskFailed, TaskId, TaskTimedOut
-from eventstore.log import Recorded
+from eventstore.events import TaskId
 
 FIRST_CONTACT_S = 5.0
 """How long to go on trying where nothing has answered yet."""
@@ -45,28 +49,8 @@ AGAIN = frozenset({429, 502, 503, 504})
 EVENT_STREAM = "text/event-stream"
 
 
-class ClientError(Exception):
-    """What was asked for did not come about."""
-
-
-class Refused(ClientError):
-    """The service understood and said no."""
-
-
-class NotTried(ClientError):
-    """It could not be tried."""
-
-
-class NoAddress(NotTried):
-    """Nobody said where the service is, or with what token."""
-
-
-class NoAnswer(NotTried):
-    """No service answers there, or none of ours."""
-
-
 class Where(Struct, frozen=True, kw_only=True):
-    """A service's address, and who we are there; `certificate` is the one that it shows, where no authority is asked."""
+    """A service's address, and who we are there; `certificate` is what it shows, where no authority is asked."""
 
     url: str
     token: str
@@ -109,46 +93,6 @@ def _checked(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise NoAddress(f"not a URL of a service: {url!r} (http://127.0.0.1:8080, say)")
     return url
-
-
-class Told(Struct, frozen=True):
-    """A fact; `item` is its JSON as the API's pages have it, the stored record with its sequence and event id."""
-
-    recorded: Recorded
-    item: str
-
-    @property
-    def is_end(self) -> bool:
-        """Nothing follows it."""
-        return isinstance(self.recorded.record.fact, TaskCompleted | TaskFailed | TaskCancelled | TaskTimedOut)
-
-
-class Interrupted(Struct, frozen=True):
-    """The connection was lost; it is being made anew, and nothing will be missed."""
-
-    why: str
-
-
-class Reset(Struct, frozen=True):
-    """The log is another than it was: forget what was told, it begins again."""
-
-
-class Page(Struct):
-    """A page of a task's history."""
-
-    data: list[msgspec.Raw]
-    has_more: bool
-    next_after: int
-
-
-class _Item(Struct):
-    sequence: int
-
-
-class _Complaint(Struct):
-    title: str = ""
-    detail: str = ""
-    errors: list[dict[str, object]] = []
 
 
 class Patience:
@@ -216,16 +160,15 @@ class Client:
         answer = self._ask("GET", _path(task_id), headers=headers, within_s=within_s + ANSWER_WITHIN_S)
         return None if answer.status_code == HTTPStatus.NOT_MODIFIED else answer.content
 
-    def history(self, task_id: TaskId) -> Generator[Told]:
+    def history(self, task_id: TaskId, *, page: int = PAGE) -> Generator[Told]:
         """The task's facts so far, page by page."""
         after, more = 0, True
         while more:
-            answer = self._ask("GET", f"{_path(task_id)}/events?after={after}&limit={PAGE}")
-            page = decoded(answer.content, Page)
-            for raw in page.data:
-                item = bytes(raw)
-                yield Told(_recorded(task_id, decoded(item, _Item).sequence, item), item.decode())
-            after, more = page.next_after, page.has_more
+            answer = self._ask("GET", f"{_path(task_id)}/events?after={after}&limit={page}")
+            found = decoded(answer.content, Page)
+            for raw in found.data:
+                yield told_in(task_id, bytes(raw))
+            after, more = found.next_after, found.has_more
 
     def _ask(
         self,
@@ -286,7 +229,7 @@ class Client:
                             if event.event == "reset":
                                 cursor, last = None, 0
                                 yield Reset()
-                            elif event.data and (told := _told(task_id, event)).recorded.sequence > last:
+                            elif event.data and (told := told_by(task_id, event)).recorded.sequence > last:
                                 cursor, last = event.id, told.recorded.sequence
                                 patience.hasten()
                                 yield told
@@ -329,57 +272,6 @@ def _transport(address: Where) -> httpx.HTTPTransport | None:
 def new_key() -> str:
     """An idempotency key."""
     return f"cli-{uuid.uuid4()}"
-
-
-def complaint(answer: httpx.Response) -> str:
-    """What a problem (RFC 9457) says, in one line."""
-    try:
-        said = msgspec.json.decode(answer.content, type=_Complaint)
-    except msgspec.DecodeError:
-        said = _Complaint()
-    title = said.title or f"the service answers {answer.status_code} {answer.reason_phrase}".rstrip()
-    parts = [title] if said.detail in ("", title) else [title, said.detail]
-    for one in said.errors[:5]:
-        message = str(one.get("message", ""))
-        parts.append(f"{one['key']}: {message}" if one.get("key") else message)
-    if answer.status_code == HTTPStatus.UNAUTHORIZED:
-        parts.append("is it unknown, expired or revoked? `tasktrail tokens create` makes one")
-    return " ".join(": ".join(part for part in parts if part).split())
-
-
-def task_of(content: bytes) -> TaskBody:
-    """The task that a body tells of."""
-    return decoded(content, TaskBody)
-
-
-Form = TypeVar("Form")
-
-
-def decoded(content: bytes, form: type[Form]) -> Form:
-    """A body's JSON. Raises NoAnswer where it is none of ours."""
-    try:
-        return msgspec.json.decode(content, type=form)
-    except msgspec.DecodeError as error:
-        raise NoAnswer(
-            f"the service's answer can't be read; is it another release, or another product? ({error})"
-        ) from error
-
-
-def _told(task_id: TaskId, event: ServerSentEvent) -> Told:
-    sequence = event.id.partition("-")[0]
-    if not (sequence.isascii() and sequence.isdigit()):
-        raise NoAnswer(f"not an event id: {event.id!r}")
-    recorded = _recorded(task_id, int(sequence), event.data.encode())
-    return Told(recorded, f'{{"sequence":{sequence},"id":"{event.id}",{event.data[1:]}')
-
-
-def _recorded(task_id: TaskId, sequence: int, stored: bytes) -> Recorded:
-    try:
-        record = codec.decode(stored)
-    except codec.Unreadable as error:
-        raise NoAnswer(f"an event that this release can't read; is the service's newer? ({error})") from error
-    # Whose task it is, is not told: the owner is the asker.
-    return Recorded(sequence=sequence, owner=Owner(""), task_id=task_id, record=record, stored=stored)
 
 
 def _path(task_id: TaskId) -> str:

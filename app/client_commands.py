@@ -1,44 +1,18 @@
-"""The commands for those who have tasks: submit, watch, show, answer, decide, pause, cancel."""
-
-import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
+"""The client's commands: submit, watch, show; and all of them, for the command line."""
 
 import click
 import msgspec
 
-from app.asking import BAD, INTERRUPTED, TASK_ID, ApiCommand
-from app.client import Client, ClientError, NotTried, decoded, new_key, task_of
-from app.dialects.native import TaskBody
+from app.answers import NotTried, task_of
+from app.asking import ApiCommand, json_option, task_argument, text_of
+from app.client import Client, new_key
+from app.steering import answer, approve, cancel, pause, refuse, resume
 from app.token_commands import tokens
-from app.watching import watch_lines, watch_live
-from app.wording import card, line, lines, one_line, problem, whats_needed
+from app.watching import wait_for, watch_task
+from app.wording import card, line, whats_needed
 from eventstore.events import Json, TaskId
-from projections.task import Status
 
-POLL_S = 30
 MAX_KEY = 255
-
-json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the task as the API gives it.")
-task_argument = click.argument("task_id", type=TASK_ID)
-
-
-def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The text itself; `-`: standard input; `@file`: that file."""
-    if value is None:
-        return None
-    try:
-        if value == "-":
-            return click.get_binary_stream("stdin").read().decode()
-        if value.startswith("@"):
-            return Path(value[1:]).read_bytes().decode()
-        value.encode()
-    except OSError as error:
-        raise click.BadParameter(f"{value[1:]}: {error.strerror}", ctx, param) from error
-    except UnicodeError as error:
-        raise click.BadParameter("it is no UTF-8 text", ctx, param) from error
-    return value
 
 
 def metadata_of(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Json]:
@@ -63,8 +37,13 @@ def key_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 @click.option("--agent", help="The agent to do it.  [the service's default]")
 @click.option("--title", help="What to call it.")
 @click.option("--session", "session_id", help="The session that it belongs to.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="It ends as timed out if it is not done by then.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="It ends as timed out if it is not done by then.",
+)
 @click.option("--approval-mode", type=click.Choice(["auto", "dry_run", "confirm"]), help="What its plan needs.")
 @click.option("--metadata", callback=metadata_of, metavar="JSON", help="A JSON object to keep with it.")
 @click.option("--json-input", is_flag=True, help="TEXT is JSON, and is sent as that instead of as a text.")
@@ -101,13 +80,15 @@ def submit(
     try:
         created = client.submit(body, key=key)
     except NotTried as error:
-        raise NotTried(f"{error}; whether or not it was created, repeating it with --key {key} creates it once") from error
+        raise NotTried(
+            f"{error}; whether or not it was created, repeating it with --key {key} creates it once"
+        ) from error
     task = task_of(created)
     if wait:
         click.echo(f"{task.task_id} was created", err=True)
-        ctx.exit(_holding_on(task.task_id, lambda: _wait(client, created, as_json=as_json)))
+        ctx.exit(wait_for(client, created, as_json=as_json))
     if watched:
-        ctx.exit(_holding_on(task.task_id, lambda: _watch(client, TaskId(task.task_id), plain=False, as_json=as_json)))
+        ctx.exit(watch_task(client, TaskId(task.task_id), as_json=as_json))
     click.echo(created if as_json else task.task_id)
 
 
@@ -134,7 +115,7 @@ def watch(ctx: click.Context, client: Client, task_id: TaskId, plain: bool, as_j
     Example:
       tasktrail watch task_01890a5d-ac96-774b-bcce-b302099a8057
     """
-    ctx.exit(_holding_on(task_id, lambda: _watch(client, task_id, plain=plain, as_json=as_json)))
+    ctx.exit(watch_task(client, task_id, plain=plain, as_json=as_json))
 
 
 @click.command(cls=ApiCommand)
@@ -160,98 +141,9 @@ def show(client: Client, task_id: TaskId, events: bool, as_json: bool) -> None:
         return
     body = task_of(content)
     click.echo(card(body))
-    needed = _needed(body)
+    needed = whats_needed(body.status, body.task_id, body.question, body.review)
     if needed is not None:
         click.echo(needed, err=True)
 
 
-@click.command(cls=ApiCommand)
-@task_argument
-@click.option("--reason", help="Why, for the log.")
-@json_option
-@click.pass_obj
-def cancel(client: Client, task_id: TaskId, reason: str | None, as_json: bool) -> None:
-    """End a task as cancelled, at once. The step in hand is not interrupted; no further one begins.
-
-    \b
-    Example:
-      tasktrail cancel task_01890a5d-ac96-774b-bcce-b302099a8057 --reason "no longer needed"
-    """
-    _report(client.command(task_id, "cancel", {"reason": reason}), as_json=as_json)
-
-
-@click.command(cls=ApiCommand)
-@task_argument
-@click.argument("text", callback=text_of)
-@json_option
-@click.pass_obj
-def answer(client: Client, task_id: TaskId, text: str, as_json: bool) -> None:
-    """Answer what the task asks; if it asks nothing, leave a message in its inbox. `-` and `@FILE` as in submit.
-
-    \b
-    Example:
-      tasktrail answer task_01890a5d-ac96-774b-bcce-b302099a8057 "The blue one"
-    """
-    _report(client.command(task_id, "messages", {"text": text}), as_json=as_json)
-
-
-@click.command(cls=ApiCommand)
-@task_argument
-@click.option("--feedback", help="What the agent should know.")
-@json_option
-@click.pass_obj
-def approve(client: Client, task_id: TaskId, feedback: str | None, as_json: bool) -> None:
-    """Approve what awaits your review: a plan, or what the agent is about to do.
-
-    \b
-    Example:
-      tasktrail approve task_01890a5d-ac96-774b-bcce-b302099a8057
-    """
-    _report(client.command(task_id, "review", {"approved": True, "feedback": feedback}), as_json=as_json)
-
-
-@click.command(cls=ApiCommand)
-@task_argument
-@click.option("--feedback", help="What the agent should know.")
-@json_option
-@click.pass_obj
-def refuse(client: Client, task_id: TaskId, feedback: str | None, as_json: bool) -> None:
-    """Refuse what awaits your review. The agent is told, and decides how to go on.
-
-    \b
-    Example:
-      tasktrail refuse task_01890a5d-ac96-774b-bcce-b302099a8057 --feedback "not to customers"
-    """
-    _report(client.command(task_id, "review", {"approved": False, "feedback": feedback}), as_json=as_json)
-
-
-@click.command(cls=ApiCommand)
-@task_argument
-@click.option("--reason", help="Why, for the log.")
-@json_option
-@click.pass_obj
-def pause(client: Client, task_id: TaskId, reason: str | None, as_json: bool) -> None:
-    """Pause a task: when its step in hand has ended, or at once where nobody runs it.
-
-    \b
-    Example:
-      tasktrail pause task_01890a5d-ac96-774b-bcce-b302099a8057
-    """
-    _report(client.command(task_id, "pause", {"reason": reason}), as_json=as_json)
-
-
-@click.command(cls=ApiCommand)
-@task_argument
-@json_option
-@click.pass_obj
-def resume(client: Client, task_id: TaskId, as_json: bool) -> None:
-    """Go on with a paused task.
-
-    \b
-    Example:
-      tasktrail resume task_01890a5d-ac96-774b-bcce-b302099a8057
-    """
-    _report(client.command(task_id, "resume"), as_json=as_json)
-
-
-COMMANDS: list[click.Command] = [submit, watch, show, cancel, answer, approve, refuse, pause, resume, tokens]
+COMMANDS: list[click.Command] = [submit, watch, show, answer, approve, refuse, pause, resume, cancel, tokens]

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -14,11 +15,13 @@ from app.tasks import Cause, Tasks
 from eventstore import codec
 from eventstore.connection import Connection
 from eventstore.election import Election
+from eventstore.figures import telling
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import Arrival, LogError
 from eventstore.queue import Queue, WorkItem, on_lost
 from eventstore.timers import DueTimer, Timer, Timers
 from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer
+from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
@@ -55,6 +58,11 @@ class Dispatcher:
         self._retries: set[asyncio.TimerHandle] = set()
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._lost: list[str] = []
+        self._leads = False
+        self._live: Counter[tuple[str, ...]] = Counter()
+        self._wanting: Counter[str] = Counter()
+        self._depth: dict[str, int] = {}
+        self._show_figures()
 
     async def lead(self) -> None:
         """Fold the whole log, then act on what comes, until cancelled. Raises LogError where it can't begin."""
@@ -63,17 +71,21 @@ class Dispatcher:
         heard = await on_lost(self._connection, self._on_lost)
         try:
             await tail.catch_up()
+            self._leads = True
             log.info("dispatcher.leads", tasks=len(self._board), position=tail.position)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._plan())
                 group.create_task(self._sweep())
                 group.create_task(self._fire())
         finally:
+            self._leads = False
             await self._connection.unsubscribe(heard)
             await tail.close()
 
     def _begin_anew(self) -> None:
         self._board = Board(self._limits, default_limit=self._default_limit)
+        self._live.clear()
+        self._wanting.clear()
         self._woken.set()
 
     def _on_arrival(self, arrival: Arrival) -> None:
@@ -84,7 +96,9 @@ class Dispatcher:
         except codec.Unreadable as error:
             log.error("dispatcher.unreadable", sequence=arrival.sequence, error=str(error))
             return
+        before = self._board.task(recorded.task_id)
         self._board.take_in(recorded)
+        self._count(before, self._board.task(recorded.task_id))
         self._woken.set()
 
     def _on_lost(self, worker: str) -> None:
@@ -111,6 +125,7 @@ class Dispatcher:
             match action:
                 case Offer(owner=owner, task_id=task_id, agent=agent, lost_run=lost_run):
                     await self._queue.offer(WorkItem(owner=owner, task_id=task_id, agent=agent, lost_run=lost_run))
+                    self._tasks.metrics.offers.labels(agent).inc()
                 case Hold(owner=owner, task_id=task_id, limit=limit):
                     await self._tasks.execute(owner, task_id, QueueTask(limit=limit), CAUSE)
                 case SetTimer(owner=owner, task_id=task_id, kind=kind, at=at):
@@ -137,6 +152,7 @@ class Dispatcher:
                 continue
             again = self._board.sweep(datetime.now(UTC), silent_for=2 * self._queue.lease, depth=depth)
             if again:
+                self._tasks.metrics.sweeps.inc()
                 log.info("dispatcher.swept", offered_again=len(again))
             for action in again:
                 await self._at_once.acquire()
@@ -155,6 +171,7 @@ class Dispatcher:
 
     async def _act_on(self, due: DueTimer) -> None:
         timer = due.timer
+        self._tasks.metrics.timers_fired.labels(timer.kind).inc()
         if timer.kind == "retry":
             self._board.retry_due(timer.task_id, max(datetime.now(UTC), timer.at))
             self._woken.set()
@@ -165,6 +182,44 @@ class Dispatcher:
             if isinstance(decided, Rejected):
                 log.debug("dispatcher.timer_moot", task_id=timer.task_id, reason=decided.reason)
         await due.done()
+
+    # --- what a person on call sees ------------------------------------------------------------------------------
+
+    async def told(self) -> bytes:
+        """Our figures; the queue's depth is asked for first."""
+        try:
+            self._depth = await self._queue.depth() if self._leads else {}
+        except LogError as error:
+            log.debug("dispatcher.depth_unknown", error=str(error))
+            self._depth = {}
+        return await self._tasks.metrics.told()
+
+    def _show_figures(self) -> None:
+        metrics, agent = self._tasks.metrics, ("agent",)
+        metrics.gauge("dispatcher_leads", "1: this projector hands out the work; 0: it stands by", lambda: self._leads)
+        metrics.gauge_by("live_tasks", "Tasks that have not ended", ("agent", "status"), self._led_live)
+        metrics.gauge_by("tasks_in_slots", "Tasks that are offered or running", agent, self._led_in_slots)
+        metrics.gauge_by(
+            "tasks_waiting", "Tasks that could run but wait for a slot or a retry", agent, self._led_waiting
+        )
+        metrics.gauge_by("queue_depth", "Unfinished items of the work queue", agent, lambda: _by_agent(self._depth))
+
+    def _count(self, before: Task, task: Task) -> None:
+        for one, by in ((before, -1), (task, 1)):
+            if one.version:
+                self._live[one.agent, one.status] += by
+                self._wanting[one.agent] += by if one.runnable or one.status == "running" else 0
+
+    def _led_live(self) -> Mapping[tuple[str, ...], float]:
+        return self._live if self._leads else {}
+
+    def _led_in_slots(self) -> Mapping[tuple[str, ...], float]:
+        return _by_agent(self._board.in_slots()) if self._leads else {}
+
+    def _led_waiting(self) -> Mapping[tuple[str, ...], float]:
+        taken = self._board.in_slots()
+        waiting = {agent: count - taken.get(agent, 0) for agent, count in self._wanting.items()}
+        return _by_agent(waiting) if self._leads else {}
 
 
 @contextlib.asynccontextmanager
@@ -178,7 +233,7 @@ async def open_dispatcher(
         replicas = log_settings.replicas
         event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
         stack.push_async_callback(event_log.close)
-        tasks = await Tasks.open(event_log, Metrics())
+        tasks = await Tasks.open(event_log, Metrics("projector"))
         stack.push_async_callback(tasks.close)
         lease = timedelta(seconds=worker.lease_s)
         queue = await Queue.open(connection, lease=lease, replicas=replicas)
@@ -196,6 +251,7 @@ async def open_dispatcher(
             default_limit=agents.limit,
             sweep_s=worker.sweep_s,
         )
+        await stack.enter_async_context(telling(connection, tasks.metrics.instance, dispatcher.told))
         yield dispatcher, election
 
 
@@ -219,6 +275,13 @@ async def until_first(*works: Coroutine[object, object, None]) -> None:
         for work in running:
             work.cancel()
         for outcome in await asyncio.gather(*running, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                log.error("dispatcher.failed", error=f"{type(outcome).__name__}: {outcome}", exc_info=outcome)
+            if isinstance(outcome, LogError):
+                log.warning("dispatcher.log_away", error=str(outcome))
                 await asyncio.sleep(AGAIN_S)
+            elif isinstance(outcome, Exception):
+                log.error("dispatcher.failed", exc_info=outcome)
+                await asyncio.sleep(AGAIN_S)
+
+
+def _by_agent(counts: Mapping[str, int]) -> Mapping[tuple[str, ...], float]:
+    return {(agent,): count for agent, count in counts.items()}

@@ -79,6 +79,7 @@ class Tasks:
         """Follow the log from now on. `strict_reads`: a poll waits for the leader's last sequence."""
         tasks = cls(event_log, metrics, strict_reads=strict_reads, max_attached=max_attached)
         tasks._tail = await event_log.tail(tasks._on_arrival, tasks._on_reset)
+        metrics.watch_log(event_log, tasks._tail, lambda: tasks.attached_count)
         return tasks
 
     @property
@@ -161,7 +162,7 @@ class Tasks:
         raise OutcomeUnknown(f"{task_id}: others were faster {ROUNDS} times")
 
     async def _has_moved_on(self, attached: Attached, command: Command) -> bool:
-        """Whether a decision that writes nothing rests on an old state. No expected sequence proves it: the leader must.
+        """Whether a decision that writes nothing rests on an old state: no expected sequence proves it, the leader must.
 
         (A worker refused because this process had not heard yet of the user's answer would let its task lie.)
         """

@@ -8,13 +8,15 @@ from datetime import UTC, datetime, timedelta
 
 import click
 import msgspec
+from msgspec import Struct
 
+from app.answers import NoAddress
 from app.asking import BAD, NatsCommand
 from app.wording import moment, table
-from eventstore.connection import Connection, NatsAddress
+from eventstore.connection import Connection, NatsAddress, RefusedByServer
 from eventstore.events import Owner
 from eventstore.log import BadSubject, owner_word
-from eventstore.tokens import SCOPES, Scope, Token, Tokens, new_token
+from eventstore.tokens import BUCKET, SCOPES, Scope, Token, Tokens, new_token
 
 DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 UNITS = {
@@ -25,6 +27,11 @@ UNITS = {
     "w": timedelta(weeks=1),
 }
 LONGEST = timedelta(days=36_500)
+NO_SUCH_STREAM = 10059
+
+
+class _Configured(Struct):
+    num_replicas: int
 
 
 class ScopesType(click.ParamType[tuple[Scope, ...]]):
@@ -51,9 +58,7 @@ class DurationType(click.ParamType[timedelta]):
 
     name = "duration"
 
-    def convert(
-        self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
+    def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         """A number and its unit."""
         if isinstance(value, timedelta):
             return value
@@ -91,9 +96,7 @@ def tokens() -> None:
 @click.option("--expires", type=DurationType(), metavar="30d", help="After so long: 90s, 30m, 12h, 30d, 4w.  [never]")
 @click.option("--note", default="", help="For people who read the list.")
 @click.pass_obj
-def create(
-    nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: timedelta | None, note: str
-) -> None:
+def create(nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: timedelta | None, note: str) -> None:
     """Make a token and print it: it is shown this once, and nothing else is on standard output.
 
     \b
@@ -181,12 +184,26 @@ async def _revoke(nats: NatsAddress, token_id: str) -> Token | None:
 
 @asynccontextmanager
 async def _bucket(nats: NatsAddress) -> AsyncGenerator[Tokens]:
-    connection = await Connection.open(nats, "tasktrail-tokens")
     try:
-        bucket = await Tokens.open(connection)
+        connection = await Connection.open(nats, "tasktrail-tokens")
+    except (OSError, ValueError) as error:
+        raise NoAddress(f"NATS can't be asked as given: {error}") from error
+    try:
+        bucket = await Tokens.open(connection, replicas=await _replicas(connection))
         try:
             yield bucket
         finally:
             await bucket.close()
     finally:
         await connection.close()
+
+
+async def _replicas(connection: Connection) -> int:
+    """As many as the bucket has: opening it with another number would change it for the whole cluster."""
+    try:
+        found = await connection.api(f"STREAM.INFO.KV_{BUCKET}")
+    except RefusedByServer as error:
+        if error.err_code == NO_SUCH_STREAM:
+            return 1
+        raise
+    return msgspec.convert(found["config"], _Configured).num_replicas

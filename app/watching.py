@@ -1,6 +1,10 @@
 """A task watched in the terminal: a live view, or one line for each fact."""
 
-from collections.abc import Callable
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import click
@@ -9,11 +13,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.client import Client, Interrupted, Reset, Told, task_of
+from app.answers import Interrupted, NoAnswer, Reset, Told, task_of
+from app.asking import BAD, INTERRUPTED
+from app.client import Client
 from app.wording import lasted, line, lines, one_line, planned, problem, whats_needed
 from eventstore.events import TaskId, ToolUsed
 from projections.task import INITIAL, Status, Task, evolve
 
+POLL_S = 30
+NO_OFTENER_THAN_S = 0.1
 TOOLS_SHOWN = 8
 FRAMES_A_SECOND = 8
 MIN_TEXT_LINES = 3
@@ -30,6 +38,55 @@ COLOURS: dict[Status, str] = {
     "cancelled": "red",
     "timed_out": "red",
 }
+
+
+def watch_task(client: Client, task_id: TaskId, *, plain: bool = False, as_json: bool = False) -> int:
+    """Watch to the end, live in a terminal, else line by line. Gives the exit code."""
+    live = not plain and not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    with _leaving(task_id):
+        status = watch_live(client, task_id) if live else watch_lines(client, task_id, as_json=as_json)
+    return 0 if status == "completed" else BAD
+
+
+def wait_for(client: Client, content: bytes, *, as_json: bool = False) -> int:
+    """Wait for the end of a task that was just created, and print its result. Gives the exit code."""
+    body = task_of(content)
+    said: str | None = None
+    with _leaving(TaskId(body.task_id)):
+        while not body.terminal:
+            needed = whats_needed(body.status, body.task_id, body.question, body.review)
+            if needed is not None and needed != said:
+                click.echo(needed, err=True)
+            said = needed
+            changed = client.changed(TaskId(body.task_id), body.version, within_s=POLL_S)
+            if changed is not None:
+                content = changed
+                body = task_of(content)
+                # A task that says much changes twenty times a second, and nobody here needs each of them.
+                time.sleep(0 if body.terminal else NO_OFTENER_THAN_S)
+    if as_json:
+        click.echo(content)
+    elif body.result is not None:
+        click.echo(lines(body.result) if sys.stdout.isatty() else body.result)
+    if body.status == "completed":
+        return 0
+    click.echo(
+        f"the task ended as {body.status}" + (f": {one_line(problem(body.error))}" if body.error else ""), err=True
+    )
+    return BAD
+
+
+@contextmanager
+def _leaving(task_id: TaskId) -> Generator[None]:
+    """Ctrl-C leaves the task alone, and says how to come back; so does giving up."""
+    back = f"the task itself goes on; come back to it with: tasktrail watch {task_id}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\n{back}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except NoAnswer as error:
+        raise NoAnswer(f"{error}\n{back}") from error
 
 
 def watch_lines(client: Client, task_id: TaskId, *, as_json: bool = False) -> Status:
@@ -55,7 +112,9 @@ def watch_live(client: Client, task_id: TaskId) -> Status:
     """A view that changes in place, and stays as it last was; below it the result. Gives the last status."""
     console = Console(highlight=False)
     view = View(task_id, lambda: console.height)
-    with Live(get_renderable=view.render, console=console, refresh_per_second=FRAMES_A_SECOND, vertical_overflow="crop"):
+    with Live(
+        get_renderable=view.render, console=console, refresh_per_second=FRAMES_A_SECOND, vertical_overflow="crop"
+    ):
         for said in client.follow(task_id):
             view.take(said)
     body = task_of(client.get(task_id))

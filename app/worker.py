@@ -2,9 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import secrets
-import socket
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -15,11 +12,12 @@ from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.attached import Attached
 from app.decide import Rejected, StartRun
-from app.metrics import Metrics
+from app.metrics import Metrics, new_instance
 from app.run import Run, SetDown
 from app.settings import LogSettings, WorkerSettings
 from app.tasks import Cause, Tasks
 from eventstore.connection import Connection
+from eventstore.figures import telling
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError
 from eventstore.queue import HeartbeatThread, Lease, Queue, ask_alive
@@ -51,6 +49,9 @@ class Worker:
         self._beats = beats
         self._catalogue = catalogue
         self._slots = asyncio.Semaphore(slots)
+        self._held = 0
+        tasks.metrics.gauge("leases_held", "Tasks that this worker holds", lambda: self._held)
+        tasks.metrics.gauge("free_slots", "Tasks that this worker could run besides", lambda: slots - self._held)
         self._executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="tool")
 
     async def work(self) -> None:
@@ -84,6 +85,7 @@ class Worker:
         finished = False
         task_id = lease.item.task_id
         self._beats.keep(lease)
+        self._held += 1
         try:
             async with self._tasks.attach(lease.item.owner, task_id) as attached:
                 finished = await self._run(agent, lease, attached)
@@ -99,6 +101,7 @@ class Worker:
             else:
                 lease.drop()
             self._beats.release(lease)
+            self._held -= 1
             self._slots.release()
 
     async def _run(self, agent: Agent, lease: Lease, attached: Attached) -> bool:
@@ -128,6 +131,7 @@ class Worker:
         try:
             await Run(self._tasks, attached, agent, lease, cause, self._executor).play()
         except SetDown as down:
+            self._tasks.metrics.runs_set_down.labels(agent.name).inc()
             log.info("run.set_down", task_id=task.task_id, run=number, why=str(down))
             return down.finished
         log.info("run.ended", task_id=task.task_id, run=number, status=attached.task.status)
@@ -135,9 +139,8 @@ class Worker:
 
 
 def new_worker_id() -> str:
-    """A name that no other worker has had: host, process and chance."""
-    host = "".join(letter for letter in socket.gethostname() if letter.isalnum() or letter in "-_")
-    return f"{host[:40] or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
+    """A name that no other worker has had."""
+    return new_instance()
 
 
 @contextlib.asynccontextmanager
@@ -152,14 +155,16 @@ async def open_worker(
             connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
         )
         stack.push_async_callback(event_log.close)
-        tasks = await Tasks.open(event_log, Metrics())
+        tasks = await Tasks.open(event_log, Metrics("worker", worker_id))
         stack.push_async_callback(tasks.close)
         lease = timedelta(seconds=settings.lease_s)
         queue = await Queue.open(connection, lease=lease, replicas=log_settings.replicas)
         stack.push_async_callback(queue.close)
         beats = await HeartbeatThread.open(log_settings.nats)
         stack.push_async_callback(beats.close)
-        yield Worker(connection, tasks, queue, beats, catalogue, worker_id=worker_id, slots=settings.slots)
+        worker = Worker(connection, tasks, queue, beats, catalogue, worker_id=worker_id, slots=settings.slots)
+        await stack.enter_async_context(telling(connection, worker_id, tasks.metrics.told))
+        yield worker
 
 
 async def run_worker(log_settings: LogSettings, catalogue: Catalogue, settings: WorkerSettings, worker_id: str) -> None:

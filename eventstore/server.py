@@ -260,13 +260,12 @@ def _configuration(site: _Site) -> bytes:
 
 async def _launch(site: _Site) -> Process:
     """Start nats-server and return once JetStream answers. Raises ServerDidNotStart; then nothing runs."""
-    with os.fdopen(
-        os.open(site.lock.directory / "nats-server.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    ) as err:
+    directory = site.lock.directory
+    with os.fdopen(os.open(directory / "nats-server.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)) as err:
         process = await asyncio.create_subprocess_exec(
             site.binary,
             "-c",
-            site.lock.directory / "nats-server.conf",
+            directory / "nats-server.conf",
             stdin=DEVNULL,
             stdout=err,
             stderr=err,
@@ -279,12 +278,12 @@ async def _launch(site: _Site) -> Process:
         async with asyncio.timeout(READY_WITHIN_S):
             while not await _answers(site.access):
                 if process.returncode is not None:
-                    said = _last_words(site.lock.directory)
+                    said = _last_words(directory)
                     raise ServerDidNotStart(f"nats-server ended with code {process.returncode}: {said}")
                 await asyncio.sleep(0.005)
     except TimeoutError as error:
         await _kill(process)
-        said = _last_words(site.lock.directory)
+        said = _last_words(directory)
         raise ServerDidNotStart(f"nats-server did not answer within {READY_WITHIN_S:g} s: {said}") from error
     except BaseException:
         await _kill(process)

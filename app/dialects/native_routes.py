@@ -1,5 +1,6 @@
 """Our own API's routes."""
 
+import asyncio
 import re
 from typing import Annotated
 
@@ -85,7 +86,7 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change."""
     request.user.need("tasks:read")
     attached, age_s = await find(tasks, request.user, task_id)
-    known = _known_versions(request)
+    known = _known_versions(request, attached.task)
     if age_s is not None and "no-cache" in request.headers.get("cache-control", ""):
         raise LogUnavailable("the task can't be proven fresh")
     if any(version > attached.task.version for version in known):
@@ -251,8 +252,10 @@ def wait_of(request: Asked) -> float | None:
     return min(float(found[1]), MAX_WAIT_S)
 
 
-def _known_versions(request: Asked) -> set[int]:
+def _known_versions(request: Asked, task: Task) -> set[int]:
     given = request.headers.get("if-none-match", "")
+    if given.strip() == "*":
+        return {task.version}
     return {int(version) for version in re.findall(r'"(\d{1,9})"', given)}
 
 
@@ -264,14 +267,19 @@ def _at_the_end(task: Task, cursor: Cursor) -> bool:
 
 async def _wait(tasks: Tasks, task: Task, wait_s: float, *, version: int | None) -> Task:
     """The task once its version is another (None: once it has ended or waits for somebody), or the time is over."""
+    until = asyncio.get_running_loop().time() + wait_s
 
     def satisfied(now: Task) -> bool:
         settled = now.status in ASKING if version is None else now.version != version
         return now.ended or settled
 
-    async with tasks.attach(task.owner, task.task_id) as attached:
-        await attached.until(satisfied, wait_s)
-        return attached.task
+    while True:
+        async with tasks.attach(task.owner, task.task_id) as attached:
+            await attached.until(satisfied, until - asyncio.get_running_loop().time())
+            if not attached.task.version:
+                raise NotFound("no such task")
+            if not attached.void:  # else the log went back, and this was its other life's
+                return attached.task
 
 
 async def _answer(
@@ -303,7 +311,7 @@ async def _command(request: Asked, tasks: Tasks, text: str, command: Command) ->
 async def _page(tasks: Tasks, task: Task, cursor: Cursor, limit: int) -> Response[bytes]:
     records = await tasks.log.read(task.owner, task.task_id, after=cursor.sequence, limit=limit)
     last = records[-1].sequence if records else cursor.sequence
-    more = b"true" if records and last < task.sequence else b"false"
+    more = b"true" if last < task.sequence else b"false"
     items = b",".join(map(_item, records))
     body = b'{"data":[%b],"has_more":%b,"next_after":%d}' % (items, more, last)
     return Response(body, media_type="application/json")

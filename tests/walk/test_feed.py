@@ -141,14 +141,14 @@ async def test_a_cursor_of_another_life_is_answered_by_a_reset_and_the_whole_sto
         await wire.close()
 
 
-@pytest.mark.parametrize("cursor", ["x", "-", "1-", "-1", "1-x", "1--2", "1.5", "1-2-3", "1" * 30, "%C2%B2", "0x10", ""])
-async def test_what_is_no_cursor_is_a_bad_request(api: Api, cursor: str):
+async def test_what_is_no_cursor_is_a_bad_request(api: Api):
     task_id = await api.begin()
-    for accept in ("text/event-stream", "application/json"):
-        answer = await api.client.get(f"/tasks/{task_id}/events?after={cursor}", headers={"Accept": accept})
-        assert (answer.status_code, answer.json()["code"]) == (400, "bad_cursor")
-    answer = await api.client.get(f"/tasks/{task_id}/events", headers={**STREAM, "Last-Event-ID": cursor or "?"})
-    assert answer.status_code == 400
+    for cursor in ("x", "-", "1-", "-1", "1-x", "1--2", "1.5", "1-2-3", "1" * 30, "%C2%B2", "0x10", ""):
+        for accept in ("text/event-stream", "application/json"):
+            answer = await api.client.get(f"/tasks/{task_id}/events?after={cursor}", headers={"Accept": accept})
+            assert (answer.status_code, answer.json()["code"]) == (400, "bad_cursor"), cursor
+        answer = await api.client.get(f"/tasks/{task_id}/events", headers={**STREAM, "Last-Event-ID": cursor or "?"})
+        assert answer.status_code == 400
 
 
 async def test_a_token_in_the_query_is_for_streams_only(api: Api):

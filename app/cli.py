@@ -1,0 +1,274 @@
+"""The command line: `tasktrail`, its process commands, and how every command ends.
+
+Exit codes: 0 done, 1 the answer is bad (the task failed, say), 2 it could not be tried.
+"""
+
+import asyncio
+import gc
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+import structlog
+
+from app import __version__
+from app.agents.builtin import catalogue
+from app.agents.catalogue import Catalogue, UnknownAgent
+from app.child import COULD_NOT_TRY, ChildGaveUp, die_with_supervisor
+from app.logs import configure_logs
+from app.options import (
+    GIVEN_NATS,
+    LEASE,
+    LISTEN,
+    LOG,
+    LOG_LEVEL,
+    OFFER,
+    OUR_NATS,
+    SERVING,
+    SWEEP,
+    WEB,
+    WORKING,
+    agent_settings,
+    as_environment,
+    http_settings,
+    log_settings,
+    without_token,
+    worker_settings,
+)
+from app.settings import HttpSettings, LogSettings
+from app.supervisor import Ready, ServeError, Site, listen
+from app.supervisor import serve as supervise
+from eventstore.lock import DirectoryError
+from eventstore.log import LogError
+from eventstore.server import EmbeddedServerError
+
+log = structlog.stdlib.get_logger()
+
+FREEZE_AFTER_S = 2.0
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+
+class NotTried(click.ClickException):
+    """It could not be tried."""
+
+    exit_code = COULD_NOT_TRY
+
+
+class Commands(click.Group):
+    """The client's commands are imported when one is asked for: no process of a service should carry them."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of ours, else one of the client's."""
+        return super().get_command(ctx, cmd_name) or self._of_the_client().get(cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The client's after ours."""
+        return [*self.commands, *self._of_the_client()]
+
+    def _of_the_client(self) -> dict[str, click.Command]:
+        from app.client_commands import COMMANDS
+
+        return {command.name: command for command in COMMANDS if command.name}
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "auto_envvar_prefix": "TASKTRAIL",
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "max_content_width": 100,
+    },
+)
+@click.version_option(__version__, prog_name="tasktrail")
+def tasktrail() -> None:
+    """Run long tasks for AI agents, and tell everyone the truth about them.
+
+    \b
+    tasktrail serve                       everything on this machine, in one command
+    tasktrail submit "a text" --watch     a task, watched as it goes
+
+    Exit codes: 0 done; 1 the answer is bad (the task failed, say); 2 it could not be tried.
+    """
+
+
+@tasktrail.command(params=[*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, *WEB, *WORKING, LEASE, SWEEP, LOG_LEVEL])
+@click.pass_context
+def serve(
+    context: click.Context,
+    data_dir: Path,
+    token: str | None,
+    worker_processes: int,
+    replicas: int,
+    log_level: str,
+    nats_url: str | None,
+    **others: object,
+) -> None:
+    """Start everything on this machine: nats-server, API, projector and workers.
+
+    Prints the URL, a token and a first `curl` when it is ready; the logs go to standard error. Ctrl-C stops it in
+    order, a second Ctrl-C at once. What dies is started again. All is kept in the data directory.
+    """
+    configure_logs(log_level, process="supervisor")
+    if nats_url is None and (others["nats_creds"] or others["nats_ca"] or replicas != 1):
+        raise click.UsageError("--nats-creds, --nats-ca and --replicas need --nats-url")
+    site = Site(
+        data_dir=data_dir,
+        http=http_settings(context.params),
+        # The token is not among it: only this process needs it.
+        environment=without_token(dict(os.environ) | as_environment(context)),
+        nats=log_settings(context.params).nats if nats_url else None,
+        token=token,
+        replicas=replicas,
+        worker_processes=worker_processes,
+    )
+    with tried():
+        catalogue(agent_settings(context.params))
+        warn_of_open_doors(site.http)
+        run(supervise(site, announce))
+
+
+@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, *OFFER, *WEB, LOG_LEVEL])
+@click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
+def api(fd: int | None, **given: object) -> None:
+    """Answer HTTP, against a NATS that others share; as many of these as wanted, each on a port of its own."""
+    configure_logs(str(given["log_level"]), process="api")
+    die_with_supervisor()
+    http = http_settings(given)
+    with tried():
+        agents = catalogue(agent_settings(given))
+        if fd is None:
+            warn_of_open_doors(http)
+        run(answer(log_settings(given), http, agents, fd))
+
+
+@tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, *WORKING, LEASE, LOG_LEVEL])
+@click.option("--worker-id", envvar="TASKTRAIL_WORKER_ID", hidden=True, help="A name that no other worker has had.")
+def worker(worker_id: str | None, **given: object) -> None:
+    """Run agents, against a NATS that others share; as many of these as wanted."""
+    from app.worker import new_worker_id, run_worker
+
+    worker_id = worker_id or new_worker_id()
+    configure_logs(str(given["log_level"]), process=worker_id)
+    die_with_supervisor()
+    with tried():
+        agents = catalogue(agent_settings(given))
+        run(until_told(run_worker(log_settings(given), agents, worker_settings(given), worker_id)))
+
+
+@tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, LEASE, SWEEP, LOG_LEVEL])
+def projector(**given: object) -> None:
+    """Hand out the work, against a NATS that others share. Of several, one leads and the others stand by."""
+    from app.dispatcher import run_projector
+
+    configure_logs(str(given["log_level"]), process="projector")
+    die_with_supervisor()
+    with tried():
+        settings = agent_settings(given)
+        agents = catalogue(settings)
+        limits = {name: agents.limit(name) for name in agents.names}
+        run(until_told(run_projector(log_settings(given), settings, worker_settings(given), limits)))
+
+
+async def answer(log_to: LogSettings, http: HttpSettings, agents: Catalogue, fd: int | None) -> None:
+    """Be an API process, on the socket that was inherited or one of its own."""
+    # Imported here: it takes litestar along, which no other process needs.
+    from app.api import open_rooms
+    from app.api import serve as serve_http
+
+    listening = await listen(http.host, http.port) if fd is None else socket.socket(fileno=fd)
+    with listening:
+        async with open_rooms(log_to, http, agents) as rooms:
+            asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
+            log.info("api.ready", host=http.host, port=listening.getsockname()[1])
+            await serve_http(rooms, listening)
+
+
+def freeze() -> None:
+    """Take what a process has after its start out of the garbage collector's sight: it stays, and to look at it again
+    and again made the slowest polls five times slower."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def until_told(work: Coroutine[object, object, None]) -> None:
+    """Until SIGINT or SIGTERM; a second one interrupts the leaving too."""
+    running = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+def run(work: Coroutine[object, object, None]) -> None:
+    """On uvloop, where there is one."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+@contextmanager
+def tried() -> Generator[None]:
+    """What is wrong with the world, not with us, is one line and exit code 2."""
+    try:
+        yield
+    except (ServeError, ChildGaveUp, DirectoryError, EmbeddedServerError, LogError, UnknownAgent) as error:
+        raise NotTried(str(error)) from error
+
+
+def warn_of_open_doors(http: HttpSettings) -> None:
+    """Tokens would cross the network as they are."""
+    if http.beyond_loopback and not http.ssl_certfile:
+        log.warning(
+            "http.unencrypted_beyond_loopback",
+            host=http.host,
+            advice="tokens can be read on the way: give --ssl-certfile, or keep a proxy that speaks TLS in front",
+        )
+
+
+def announce(ready: Ready) -> None:
+    """What a newcomer needs, on standard output."""
+    trust = f" --cacert {shlex.quote(str(ready.certificate))}" if ready.certificate else ""
+    bearer = shlex.quote(f"Authorization: Bearer {ready.token}")
+    click.echo(f"""\
+Tasktrail {__version__} is ready; Ctrl-C stops it.
+
+  URL    {ready.url}   (reference: {ready.url}/docs)
+  token  {ready.token}
+  data   {ready.data_dir}
+
+Try it:
+
+  curl -i{trust} {ready.url}/tasks -H {bearer} -H 'Content-Type: application/json' -d '{{"input": "hello"}}'
+""")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run a command; every error is one line on standard error."""
+    try:
+        code: object = tasktrail.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"tasktrail: {' '.join(error.format_message().split())}", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)

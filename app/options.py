@@ -1,0 +1,231 @@
+"""The process commands' options, each also `TASKTRAIL_...` in the environment, and the settings that they make."""
+
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from app.local import DEFAULT_DIRECTORY
+from app.settings import AgentSettings, HttpSettings, LogSettings, WorkerSettings
+from eventstore.connection import NatsAddress, hidden
+
+Value = TypeVar("Value")
+Check = Callable[[click.Context, click.Parameter, Value | None], Value | None]
+
+HTTP, AGENTS, WORK = HttpSettings(), AgentSettings(), WorkerSettings()
+TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+MANY = click.IntRange(min=1)
+SOME_SECONDS = click.FloatRange(min=0.1)
+
+
+def option(
+    name: str,
+    text: str,
+    kind: click.Path | click.IntRange | click.FloatRange | click.Choice[str] | None = None,
+    *,
+    default: str | float | Path | None = None,
+    required: bool = False,
+    several: str | None = None,
+    check: Check[str] | Check[Path] | None = None,
+) -> click.Option:
+    """An option that the environment can set too: `--data-dir` is `TASKTRAIL_DATA_DIR`. It may be repeated where
+    `several` is the name of them all."""
+    made = click.Option(
+        [name, several] if several else [name],
+        help=text,
+        type=kind,
+        required=required,
+        multiple=several is not None,
+        callback=check,
+        envvar=f"TASKTRAIL_{name.removeprefix('--').replace('-', '_').upper()}",
+        show_envvar=True,
+        show_default=True,
+    )
+    if default is not None:
+        made.default = default
+    return made
+
+
+def _checked_nats_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    for one in (url or "").split(",") if url else []:
+        try:
+            parts = urlsplit(one)
+            good = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise click.BadParameter(f"{hidden(one)!r} is no address of a NATS server (nats://127.0.0.1:4222, say)")
+    return url
+
+
+def _checked_token(_context: click.Context, _option: click.Parameter, token: str | None) -> str | None:
+    if token is not None and not TOKEN.fullmatch(token):
+        raise click.BadParameter("a token is 1 to 512 printable ASCII characters, without spaces")
+    return token
+
+
+def _checked_authorities(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        try:
+            ssl.create_default_context(cafile=str(path))
+        except (ssl.SSLError, OSError) as error:
+            raise click.BadParameter(f"{path} holds no certificates: {error}") from error
+    return path
+
+
+LOG_LEVEL = option(
+    "--log-level",
+    "What of the logs, on standard error, is written.",
+    click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+)
+NATS_TEXT = "A NATS server with JetStream, 2.12 or newer; a comma list for a cluster."
+OUR_NATS = option("--nats-url", f"{NATS_TEXT} Without it, one of its own is started.", check=_checked_nats_url)
+GIVEN_NATS = option("--nats-url", NATS_TEXT, required=True, check=_checked_nats_url)
+LOG = (
+    option("--nats-creds", "The credentials file of our NATS user.", FILE),
+    option("--nats-ca", "The authorities of NATS's TLS certificate.", FILE, check=_checked_authorities),
+    option("--replicas", "How many servers of a cluster keep the log.", click.IntRange(1, 5), default=1),
+    option(
+        "--max-log-bytes",
+        "The log's room; nearly full, it takes no new tasks. -1: all of the disk's.",
+        click.IntRange(min=-1),
+        default=-1,
+    ),
+)
+LISTEN = (
+    option("--host", "The address to listen on.", default=HTTP.host),
+    option("--port", "0: any free one.", click.IntRange(0, 65_535), default=HTTP.port),
+)
+WEB = (
+    option("--ssl-certfile", "Speak HTTPS, with this certificate.", FILE),
+    option("--ssl-keyfile", "The certificate's key, where it is in a file of its own.", FILE),
+    option(
+        "--forwarded-allow-ips",
+        "Proxies (a comma list) that are believed about where a request comes from.",
+        default=HTTP.forwarded_allow_ips,
+    ),
+    option("--root-path", "The path under which a proxy shows the API.", default=HTTP.root_path),
+    option(
+        "--cors-origin", "An origin whose pages may call the API from a browser; repeatable.", several="cors_origins"
+    ),
+    option(
+        "--reads",
+        "strict: a poll has seen what any other process was told before; bounded: at most a second late.",
+        click.Choice(["strict", "bounded"]),
+        default=HTTP.reads,
+    ),
+    option("--max-body-bytes", "Larger requests are refused.", MANY, default=HTTP.max_body_bytes),
+    option(
+        "--max-stream-bytes",
+        "A stream's reader who is further behind is cut off, and resumes.",
+        MANY,
+        default=HTTP.max_stream_bytes,
+    ),
+    option("--max-attached", "Tasks that are kept in memory.", MANY, default=HTTP.max_attached),
+    option("--ping-s", "Seconds between a quiet stream's comments.", SOME_SECONDS, default=HTTP.ping_s),
+)
+OFFER = (
+    option("--default-agent", "The agent of a task that names none.", default=AGENTS.default),
+    option("--agent-limit", "How many tasks of one agent run at once.", MANY, default=AGENTS.limit),
+    option(
+        "--documents",
+        "What the agent `researcher` searches: a folder of text and Markdown (unless given, the project's docs).",
+        click.Path(exists=True, file_okay=False, path_type=Path),
+    ),
+)
+WORKING = (
+    option("--slots", "How many tasks a worker process runs at once.", MANY, default=WORK.slots),
+    option(
+        "--effects",
+        "For tests: each tool of the agent `simulator` that acts appends a line to this file.",
+        click.Path(dir_okay=False, path_type=Path),
+    ),
+)
+LEASE = option(
+    "--lease-s",
+    "Seconds that a silent worker keeps its task; the same for all processes.",
+    SOME_SECONDS,
+    default=WORK.lease_s,
+)
+SWEEP = option("--sweep-s", "Seconds between looks for lost work.", SOME_SECONDS, default=WORK.sweep_s)
+SERVING = (
+    option(
+        "--data-dir",
+        "Where everything is kept, the address and token for this machine's clients included.",
+        click.Path(file_okay=False, path_type=Path),
+        default=DEFAULT_DIRECTORY,
+    ),
+    option(
+        "--token",
+        "The development token: all scopes, owner `dev`. Without it one is made on the first start, and kept.",
+        check=_checked_token,
+    ),
+    option("--worker-processes", "How many processes run agents.", click.IntRange(1, 64), default=1),
+)
+
+
+def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -> LogSettings:
+    """From a command's parameters; `nats` where it is known otherwise."""
+    if nats is None:
+        address = {"url": given["nats_url"], "creds": given["nats_creds"], "ca": given["nats_ca"]}
+        nats = msgspec.convert(address, NatsAddress)
+    room = {"nats": nats, "replicas": given["replicas"], "max_bytes": given["max_log_bytes"]}
+    return msgspec.convert(room, LogSettings)
+
+
+def http_settings(given: Mapping[str, object]) -> HttpSettings:
+    """From a command's parameters. Raises UsageError for a certificate that can't be used."""
+    http = msgspec.convert({name: given[name] for name in HttpSettings.__struct_fields__}, HttpSettings)
+    if http.ssl_keyfile and not http.ssl_certfile:
+        raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
+    if http.ssl_certfile:
+        try:
+            # The empty password: a key that wants one is refused, not asked for.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(http.ssl_certfile, http.ssl_keyfile, password="")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise click.UsageError(
+                f"{http.ssl_certfile} can't be used as a certificate with its key: {error}"
+            ) from error
+    return http
+
+
+def agent_settings(given: Mapping[str, object]) -> AgentSettings:
+    """From a command's parameters; what it has no option for is as it is by default."""
+    wanted = {
+        "default": given.get("default_agent", AGENTS.default),
+        "limit": given.get("agent_limit", AGENTS.limit),
+        "documents": given.get("documents"),
+        "effects": given.get("effects"),
+    }
+    return msgspec.convert(wanted, AgentSettings)
+
+
+def worker_settings(given: Mapping[str, object]) -> WorkerSettings:
+    """From a command's parameters; what it has no option for is as it is by default."""
+    known = {name: given[name] for name in WorkerSettings.__struct_fields__ if name in given}
+    return msgspec.convert(known, WorkerSettings)
+
+
+def as_environment(context: click.Context) -> dict[str, str]:
+    """What the command was given, as a child process of ours is told it: nothing of it is in a command line."""
+    told: dict[str, str] = {}
+    for parameter in context.command.params:
+        value: object = context.params.get(parameter.name or "")
+        if isinstance(parameter.envvar, str) and value is not None:
+            # Only --cors-origin has several values, and they are words.
+            told[parameter.envvar] = " ".join(
+                msgspec.convert(value, list[str]) if isinstance(value, tuple) else [str(value)]
+            )
+    return told
+
+
+def without_token(environment: dict[str, str]) -> dict[str, str]:
+    """The same, less our own token."""
+    return {name: value for name, value in environment.items() if name != "TASKTRAIL_TOKEN"}
