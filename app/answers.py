@@ -1,138 +1,149 @@
-"""What a service answers, read: tasks, pages, events, problems; and how asking it goes wrong.
+"""What a step asks and what it is answered, apart from any log: digests, comparisons, bounds, text in pieces."""
 
-ClientError               the message is one line for people
-├── Refused               the service understood and said no (4xx)
-└── NotTried              it could not be tried
-    ├── NoAddress         nobody said where the service is, or with what token
-    └── NoAnswer          no service answers there, or none of ours
-"""
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from typing import assert_never
 
-from http import HTTPStatus
-from typing import TypeVar
-
-import httpx
 import msgspec
-from httpx_sse import ServerSentEvent
 from msgspec import Struct
 
-from app.dialects.native import TaskBody
-from eventstore import codec
-from eventstore.events import Owner, TaskCancelled, TaskCompleted, TaskFailed, TaskId, TaskTimedOut
-from eventstore.log import Recorded
+from app.agents.agent import (
+    AgentFailed,
+    Ask,
+    CallTool,
+    DrawRandom,
+    Plan,
+    ReadClock,
+    ReadInbox,
+    ReportUsage,
+    Review,
+    Say,
+    Sleep,
+    Step,
+    StepFailed,
+    Verdict,
+    kind_of,
+)
+from eventstore.events import Json, Problem
+from projections.steps import Answered
+
+FLUSH_S = 0.05
+FLUSH_BYTES = 2048
+MAX_MESSAGE = 2000
+MAX_ASKED = 128 * 1024
+"""Bytes of a question, a review's subject or a plan."""
+MAX_OUTPUT = 16 * 1024 * 1024
+"""Bytes of a tool's output, or of a result."""
 
 
-class ClientError(Exception):
-    """What was asked for did not come about."""
+class Answer(Struct, frozen=True):
+    """What the agent is sent, or what is thrown into it."""
+
+    value: Json = None
+    error: Problem | None = None
 
 
-class Refused(ClientError):
-    """The service understood and said no."""
+_canonical = msgspec.json.Encoder(order="deterministic")
 
 
-class NotTried(ClientError):
-    """It could not be tried."""
+def digest_of(step: Step) -> str:
+    """SHA-256 of what the step asks: the same in every run of the same agent."""
+    match step:
+        case CallTool(name=name, input=asked):
+            wish: list[object] = [name, asked]
+        case Say(text=text):
+            wish = [text]
+        case Ask(question=question):
+            wish = [question]
+        case Review(subject=subject):
+            wish = [subject]
+        case Plan(steps=steps):
+            wish = [steps]
+        case Sleep(seconds=seconds):
+            wish = [seconds]
+        case ReportUsage(usage=usage):
+            wish = [usage]
+        case ReadInbox() | ReadClock() | DrawRandom():
+            wish = []
+        case _:
+            assert_never(step)
+    return hashlib.sha256(_canonical.encode(wish)).hexdigest()
 
 
-class NoAddress(NotTried):
-    """Nobody said where the service is, or with what token."""
+def check_same(number: int, step: Step, digest: str, known: Answered) -> None:
+    """Raises AgentFailed where the agent does not ask what is on record for this step."""
+    same = kind_of(step) == known.kind and (not isinstance(step, CallTool) or step.name == known.name)
+    if same and known.sha256 in ("", digest):
+        return
+    asked, recorded = f"{kind_of(step)} {getattr(step, 'name', '')}", f"{known.kind} {known.name}"
+    detail = f"step {number} was {recorded.strip()!r} and is now {asked.strip()!r}"
+    if same:
+        detail = f"step {number}, {asked.strip()!r}, is asked otherwise than before"
+    raise AgentFailed("agent_changed", detail)
 
 
-class NoAnswer(NotTried):
-    """No service answers there, or none of ours."""
+def check_asked(number: int, step: Ask | Review | Plan) -> None:
+    """Raises AgentFailed where the question would be too large to be shown with its task."""
+    if len(msgspec.json.encode(step)) > MAX_ASKED:
+        raise AgentFailed("too_large", f"step {number} asks more than {MAX_ASKED} bytes")
 
 
-class Told(Struct, frozen=True):
-    """A fact; `item` is its JSON as the API's pages have it, the stored record with its sequence and event id."""
-
-    recorded: Recorded
-    item: str
-
-    @property
-    def is_end(self) -> bool:
-        """Nothing follows it."""
-        return isinstance(self.recorded.record.fact, TaskCompleted | TaskFailed | TaskCancelled | TaskTimedOut)
+def approved(answer: Json) -> bool:
+    """Whether this verdict says yes."""
+    return msgspec.convert(answer, type=Verdict).approved
 
 
-class Interrupted(Struct, frozen=True):
-    """The connection was lost; it is being made anew, and nothing will be missed."""
+def plain(output: object) -> Json:
+    """The output as the log will give it back, so that the first run sees what every later one will.
 
-    why: str
-
-
-class Reset(Struct, frozen=True):
-    """The log is another than it was: forget what was told, it begins again."""
-
-
-class Page(Struct):
-    """A page of a task's history."""
-
-    data: list[msgspec.Raw]
-    has_more: bool
-    next_after: int
+    Raises StepFailed where it is too large; what is no JSON at all is a TypeError, and breaks the run.
+    """
+    encoded = msgspec.json.encode(output)
+    if len(encoded) > MAX_OUTPUT:
+        raise StepFailed("too_large", f"its output is over {MAX_OUTPUT} bytes")
+    return msgspec.json.decode(encoded)
 
 
-class _Item(Struct):
-    sequence: int
+def result_of(value: object) -> str | None:
+    """The task's result. Raises AgentFailed where it is too large."""
+    if value is None:
+        return None
+    result = encodable(str(value))
+    if len(result.encode()) > MAX_OUTPUT:
+        raise AgentFailed("too_large", f"the result is over {MAX_OUTPUT} bytes")
+    return result
 
 
-class _Complaint(Struct):
-    title: str = ""
-    detail: str = ""
-    errors: list[dict[str, object]] = []
+def encodable(text: str) -> str:
+    """The text without what no JSON can hold (half a surrogate pair): the log would refuse all of it."""
+    return text.encode(errors="replace").decode()
 
 
-def complaint(answer: httpx.Response) -> str:
-    """What a problem (RFC 9457) says, in one line."""
-    try:
-        said = msgspec.json.decode(answer.content, type=_Complaint)
-    except msgspec.DecodeError:
-        said = _Complaint()
-    title = said.title or f"the service answers {answer.status_code} {answer.reason_phrase}".rstrip()
-    parts = [title] if said.detail in ("", title) else [title, said.detail]
-    for one in said.errors[:5]:
-        message = str(one.get("message", ""))
-        parts.append(f"{one['key']}: {message}" if one.get("key") else message)
-    if answer.status_code == HTTPStatus.UNAUTHORIZED:
-        parts.append("is it unknown, expired or revoked? `tasktrail tokens create` makes one")
-    return " ".join(": ".join(part for part in parts if part).split())
+async def gathered(step: Say) -> AsyncGenerator[str]:
+    """A step's text at its pace, in flushes: every 50 ms or 2 KiB, whichever comes first, and at the end."""
+    waiting = ""
+    flushed_at = time.monotonic()
+    for piece in step.pieces or (step.text,):
+        *full, waiting = _slices(waiting + piece)
+        for text in full:
+            yield text
+            flushed_at = time.monotonic()
+        if step.every_s > 0:
+            if waiting and time.monotonic() + step.every_s - flushed_at >= FLUSH_S:
+                yield waiting
+                waiting, flushed_at = "", time.monotonic()
+            await asyncio.sleep(step.every_s)
+    if waiting:
+        yield waiting
 
 
-def task_of(content: bytes) -> TaskBody:
-    """The task that a body tells of."""
-    return decoded(content, TaskBody)
-
-
-Form = TypeVar("Form")
-
-
-def decoded(content: bytes, form: type[Form]) -> Form:
-    """A body's JSON. Raises NoAnswer where it is none of ours."""
-    try:
-        return msgspec.json.decode(content, type=form)
-    except msgspec.DecodeError as error:
-        raise NoAnswer(
-            f"the service's answer can't be read; is it another release, or another product? ({error})"
-        ) from error
-
-
-def told_in(task_id: TaskId, item: bytes) -> Told:
-    """The fact of a page's item. Raises NoAnswer where it can't be read."""
-    return Told(_recorded(task_id, decoded(item, _Item).sequence, item), item.decode())
-
-
-def told_by(task_id: TaskId, event: ServerSentEvent) -> Told:
-    """The fact of a stream's event. Raises NoAnswer where it can't be read."""
-    sequence = event.id.partition("-")[0]
-    if not (sequence.isascii() and sequence.isdigit()):
-        raise NoAnswer(f"not an event id: {event.id!r}")
-    recorded = _recorded(task_id, int(sequence), event.data.encode())
-    return Told(recorded, f'{{"sequence":{sequence},"id":"{event.id}",{event.data[1:]}')
-
-
-def _recorded(task_id: TaskId, sequence: int, stored: bytes) -> Recorded:
-    try:
-        record = codec.decode(stored)
-    except codec.Unreadable as error:
-        raise NoAnswer(f"an event that this release can't read; is the service's newer? ({error})") from error
-    # Whose task it is, is not told: the owner is the asker.
-    return Recorded(sequence=sequence, owner=Owner(""), task_id=task_id, record=record, stored=stored)
+def _slices(text: str) -> list[str]:
+    """The text in slices of at most FLUSH_BYTES; the last one may wait for more (and may be empty)."""
+    slices: list[str] = []
+    at = 0
+    while at < len(text):
+        slices.append(text[at : at + FLUSH_BYTES].encode()[:FLUSH_BYTES].decode(errors="ignore"))
+        at += len(slices[-1])
+    return slices or [""]

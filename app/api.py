@@ -29,11 +29,12 @@ from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes
 from app.feed import Streams
 from app.metrics import Metrics, exposition, read_figures
+from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.settings import HttpSettings, LogSettings
 from app.tasks import Tasks
 from eventstore.connection import Connection
-from eventstore.figures import Figures, telling
+from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
 from eventstore.tokens import Tokens
 
@@ -82,8 +83,8 @@ async def open_rooms(log_settings: LogSettings, http: HttpSettings, catalogue: C
             event_log, Metrics("api"), strict_reads=http.reads == "strict", max_attached=http.max_attached
         )
         try:
-            figures = await Figures.open(connection)
-            async with telling(connection, tasks.metrics.instance, tasks.metrics.told):
+            metrics = tasks.metrics
+            async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
                 yield Rooms(
                     connection=connection,
                     tasks=tasks,
@@ -179,6 +180,7 @@ def build(rooms: Rooms) -> ASGIApp:
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
         request_max_body_size=http.max_body_bytes,
+        plugins=[OurSchemas(rooms.catalogue.names)],
         openapi_config=OpenAPIConfig(
             title="Tasktrail",
             version=__version__,

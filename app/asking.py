@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from app.answers import ClientError, NoAddress, Refused
 from app.client import Client, local_in, where
 from app.dialects.native import task_id_of
 from app.local import DEFAULT_DIRECTORY
 from app.logs import configure_logs
 from app.options import _checked_nats_url  # pyright: ignore[reportPrivateUsage]  # one option, one check
+from app.replies import ClientError, NoAddress, Refused
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId
 from eventstore.log import LogError

@@ -94,6 +94,11 @@ class Revocations:
             ended.add_done_callback(lambda _: timer.cancel())
         return ended
 
+    async def check(self, principal: Principal) -> None:
+        """Raises NotAuthenticated where the token ended between its being judged and its being watched."""
+        if await self._tokens.find_hashed(principal.token_hash) is None:
+            raise NotAuthenticated
+
     def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:
         """No longer of interest."""
         watched = self._watched.get(principal.token_hash, set())

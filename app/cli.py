@@ -111,10 +111,11 @@ def serve(
     nats_url: str | None,
     **others: object,
 ) -> None:
-    """Start everything on this machine: nats-server, API, projector and workers.
+    """Start everything on this machine.
 
+    That is nats-server, API, projector and workers; what dies is started again, and all is kept in the data directory.
     Prints the URL, a token and a first `curl` when it is ready; the logs go to standard error. Ctrl-C stops it in
-    order, a second Ctrl-C at once. What dies is started again. All is kept in the data directory.
+    order, a second Ctrl-C at once.
     """
     configure_logs(log_level, process="supervisor")
     if nats_url is None and (others["nats_creds"] or others["nats_ca"] or replicas != 1):
@@ -138,7 +139,10 @@ def serve(
 @tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, *OFFER, *WEB, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
 def api(fd: int | None, **given: object) -> None:
-    """Answer HTTP, against a NATS that others share; as many of these as wanted, each on a port of its own."""
+    """Answer HTTP, on a shared NATS.
+
+    As many of these as wanted, each with an address of its own, behind any load balancer.
+    """
     configure_logs(str(given["log_level"]), process="api")
     die_with_supervisor()
     http = http_settings(given)
@@ -152,7 +156,10 @@ def api(fd: int | None, **given: object) -> None:
 @tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, *WORKING, LEASE, LOG_LEVEL])
 @click.option("--worker-id", envvar="TASKTRAIL_WORKER_ID", hidden=True, help="A name that no other worker has had.")
 def worker(worker_id: str | None, **given: object) -> None:
-    """Run agents, against a NATS that others share; as many of these as wanted."""
+    """Run agents, on a shared NATS.
+
+    As many of these as wanted. A task whose worker dies is taken over when its lease ends.
+    """
     from app.worker import new_worker_id, run_worker
 
     worker_id = worker_id or new_worker_id()
@@ -165,7 +172,10 @@ def worker(worker_id: str | None, **given: object) -> None:
 
 @tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, LEASE, SWEEP, LOG_LEVEL])
 def projector(**given: object) -> None:
-    """Hand out the work, against a NATS that others share. Of several, one leads and the others stand by."""
+    """Hand out the work, on a shared NATS.
+
+    One is needed; of several one leads, and the others stand by.
+    """
     from app.dispatcher import run_projector
 
     configure_logs(str(given["log_level"]), process="projector")

@@ -1,5 +1,5 @@
 """A client of our own API: commands that are repeated until it is known that they were done, tasks followed to their
-end over cut connections. What goes wrong is drawn in `answers`.
+end over cut connections. What goes wrong is drawn in `replies`.
 """
 
 import random
@@ -18,7 +18,8 @@ import httpx
 from httpx_sse import EventSource
 from msgspec import Struct
 
-from app.answers import (
+from app.local import Local, read_local
+from app.replies import (
     Interrupted,
     NoAddress,
     NoAnswer,
@@ -32,7 +33,6 @@ from app.answers import (
     told_by,
     told_in,
 )
-from app.local import Local, read_local
 from eventstore.events import TaskId
 
 FIRST_CONTACT_S = 5.0

@@ -3,9 +3,9 @@
 import click
 import msgspec
 
-from app.answers import NotTried, task_of
 from app.asking import ApiCommand, json_option, task_argument, text_of
 from app.client import Client, new_key
+from app.replies import NotTried, task_of
 from app.steering import answer, approve, cancel, pause, refuse, resume
 from app.token_commands import tokens
 from app.watching import wait_for, watch_task
@@ -84,8 +84,9 @@ def submit(
             f"{error}; whether or not it was created, repeating it with --key {key} creates it once"
         ) from error
     task = task_of(created)
-    if wait:
+    if wait or watched:
         click.echo(f"{task.task_id} was created", err=True)
+    if wait:
         ctx.exit(wait_for(client, created, as_json=as_json))
     if watched:
         ctx.exit(watch_task(client, TaskId(task.task_id), as_json=as_json))

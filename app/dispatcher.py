@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import assert_never
 
 import structlog
 
@@ -13,14 +14,16 @@ from app.metrics import Metrics
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Tasks
 from eventstore import codec
+from eventstore.codec import Unreadable
 from eventstore.connection import Connection
 from eventstore.election import Election
 from eventstore.figures import telling
+from eventstore.heartbeats import ask_alive
 from eventstore.jetstream import JetStreamLog
-from eventstore.log import Arrival, LogError
+from eventstore.log import Arrival, BadSubject, LogError
 from eventstore.queue import Queue, WorkItem, on_lost
 from eventstore.timers import DueTimer, Timer, Timers
-from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer
+from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer, Suspect
 from projections.task import Task
 
 log = structlog.stdlib.get_logger()
@@ -55,7 +58,6 @@ class Dispatcher:
         self._sweep_s = sweep_s
         self._board = Board(limits, default_limit=default_limit)
         self._woken = asyncio.Event()
-        self._retries: set[asyncio.TimerHandle] = set()
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._lost: list[str] = []
         self._leads = False
@@ -67,20 +69,24 @@ class Dispatcher:
     async def lead(self) -> None:
         """Fold the whole log, then act on what comes, until cancelled. Raises LogError where it can't begin."""
         self._begin_anew()
-        tail = await self._tasks.log.tail(self._on_arrival, self._begin_anew, after=0)
+        # Anew as well: an action that was cancelled before its first line never gave back its place.
+        self._at_once = asyncio.Semaphore(AT_ONCE)
         heard = await on_lost(self._connection, self._on_lost)
         try:
-            await tail.catch_up()
-            self._leads = True
-            log.info("dispatcher.leads", tasks=len(self._board), position=tail.position)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._plan())
-                group.create_task(self._sweep())
-                group.create_task(self._fire())
+            tail = await self._tasks.log.tail(self._on_arrival, self._begin_anew, after=0)
+            try:
+                await tail.catch_up()
+                self._leads = True
+                log.info("dispatcher.leads", tasks=len(self._board), position=tail.position)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._plan(group))
+                    group.create_task(self._sweep(group))
+                    group.create_task(self._fire())
+            finally:
+                self._leads = False
+                await tail.close()
         finally:
-            self._leads = False
             await self._connection.unsubscribe(heard)
-            await tail.close()
 
     def _begin_anew(self) -> None:
         self._board = Board(self._limits, default_limit=self._default_limit)
@@ -93,7 +99,7 @@ class Dispatcher:
             return
         try:
             recorded = codec.recorded(arrival.sequence, arrival.subject, arrival.stored)
-        except codec.Unreadable as error:
+        except Unreadable as error:
             log.error("dispatcher.unreadable", sequence=arrival.sequence, error=str(error))
             return
         before = self._board.task(recorded.task_id)
@@ -105,20 +111,22 @@ class Dispatcher:
         self._lost.append(worker)
         self._woken.set()
 
-    async def _plan(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._woken.wait()
-                self._woken.clear()
-                lost, self._lost = self._lost, []
-                actions = self._board.plan(datetime.now(UTC))
-                for worker in lost:
-                    again = self._board.lost(worker)
-                    log.info("dispatcher.worker_lost", worker=worker, tasks=len(again))
-                    actions += again
-                for action in actions:
-                    await self._at_once.acquire()
-                    group.create_task(self._carry_out(action))
+    async def _plan(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            lost, self._lost = self._lost, []
+            actions = self._board.plan(datetime.now(UTC))
+            for worker in lost:
+                again = self._board.lost(worker)
+                log.info("dispatcher.worker_lost", worker=worker, tasks=len(again))
+                actions += again
+            await self._begin(actions, group)
+
+    async def _begin(self, actions: list[Action], group: asyncio.TaskGroup) -> None:
+        for action in actions:
+            await self._at_once.acquire()
+            group.create_task(self._carry_out(action))
 
     async def _carry_out(self, action: Action) -> None:
         try:
@@ -132,6 +140,15 @@ class Dispatcher:
                     await self._timers.set(Timer(owner=owner, task_id=task_id, kind=kind, at=at))
                 case ClearTimer(task_id=task_id, kind=kind):
                     await self._timers.clear(task_id, kind)
+                case Suspect(owner=owner, task_id=task_id, agent=agent, run=run):
+                    if not await ask_alive(self._connection, task_id, run):
+                        # Without `lost_run`: whoever takes it asks once more, after a while.
+                        await self._queue.offer(WorkItem(owner=owner, task_id=task_id, agent=agent))
+                        self._board.offered_again(task_id)
+                case _:
+                    assert_never(action)
+        except (BadSubject, Unreadable) as error:
+            log.error("dispatcher.impossible", action=type(action).__name__, task_id=action.task_id, error=str(error))
         except LogError as error:
             log.warning("dispatcher.not_yet", action=type(action).__name__, error=str(error))
             self._board.failed(action)
@@ -142,7 +159,7 @@ class Dispatcher:
     def _wake_later(self) -> None:
         asyncio.get_running_loop().call_later(AGAIN_S, self._woken.set)
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, group: asyncio.TaskGroup) -> None:
         while True:
             await asyncio.sleep(self._sweep_s)
             try:
@@ -150,13 +167,11 @@ class Dispatcher:
             except LogError as error:
                 log.warning("dispatcher.no_sweep", error=str(error))
                 continue
-            again = self._board.sweep(datetime.now(UTC), silent_for=2 * self._queue.lease, depth=depth)
-            if again:
+            doubtful = self._board.sweep(datetime.now(UTC), silent_for=2 * self._queue.lease, depth=depth)
+            if doubtful:
                 self._tasks.metrics.sweeps.inc()
-                log.info("dispatcher.swept", offered_again=len(again))
-            for action in again:
-                await self._at_once.acquire()
-                await self._carry_out(action)
+                log.info("dispatcher.swept", doubtful=len(doubtful))
+            await self._begin(doubtful, group)
             self._woken.set()
 
     async def _fire(self) -> None:

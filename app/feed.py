@@ -15,7 +15,7 @@ from app.attached import Attached, Cut, Reader
 from app.auth import Principal, Revocations
 from app.tasks import Tasks
 from eventstore.events import TaskId, tag_of
-from eventstore.log import LogError, Recorded
+from eventstore.log import LogError, LogUnavailable, Recorded
 
 log = structlog.stdlib.get_logger()
 
@@ -136,7 +136,10 @@ class TaskStream:
         revoked = self._revocations.watch(self._principal)
         self._tasks.metrics.open_streams.inc()
         try:
+            await self._revocations.check(self._principal)
             async with self._tasks.attach(self._principal.owner, self._task_id) as attached:
+                if not attached.task.version:
+                    raise LogUnavailable("the log went back")  # the task was there a moment ago; asked again, it is 404
                 attached.readers.add(reader)
                 try:
                     why = await self._until_over(attached, reader, revoked, receive, send)

@@ -152,10 +152,13 @@ def exposition(processes: Iterable[ProcessFigures]) -> bytes:
 
 def new_instance() -> str:
     """A name that no other process has had: host, process and chance."""
-    host = "".join(
-        letter for letter in socket.gethostname() if letter.isascii() and (letter.isalnum() or letter in "-_")
-    )
-    return f"{host[:40] or 'process'}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{host()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def host() -> str:
+    """This machine or container, as the names of its processes begin."""
+    letters = [letter for letter in socket.gethostname() if letter.isascii() and (letter.isalnum() or letter in "-_")]
+    return "".join(letters)[:40] or "process"
 
 
 class _Read(Collector):

@@ -190,9 +190,7 @@ def http_settings(given: Mapping[str, object]) -> HttpSettings:
             # The empty password: a key that wants one is refused, not asked for.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(http.ssl_certfile, http.ssl_keyfile, password="")
         except (ssl.SSLError, OSError, ValueError) as error:
-            raise click.UsageError(
-                f"{http.ssl_certfile} can't be used as a certificate with its key: {error}"
-            ) from error
+            raise click.UsageError(f"{http.ssl_certfile} can't be used as our certificate: {error}") from error
     return http
 
 

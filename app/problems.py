@@ -1,7 +1,7 @@
 """The one table: named error -> native HTTP status; and the RFC 9457 problem that says it."""
 
 import msgspec
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
@@ -64,6 +64,9 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
     LogError: (503, "log_unavailable", "The log can't be reached"),
+    # A body that the framework could not decode; what is nested deeply in our own words is bounded where it comes in.
+    RecursionError: (400, "bad_request", "The request is nested too deeply"),
+    UnicodeDecodeError: (400, "bad_request", "The request is not UTF-8"),
 }
 RETRY_AFTER_S: dict[str, int] = {"log_full": 30, "outcome_unknown": 1, "log_unavailable": 1}
 TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 413: "Too large", 500: "A fault of ours"}
@@ -96,10 +99,15 @@ def _of_framework(error: HTTPException) -> tuple[ProblemDetails, dict[str, str]]
         title=title,
         status=status,
         code=CODES.get(status, "bad_request" if status < 500 else CODES[500]),
-        detail=error.detail if status < 500 else "",
+        detail=_detail(error) if status < 500 else "",
         errors=_errors(error) if status < 500 else [],
     )
     return problem, dict(error.headers or {})
+
+
+def _detail(error: HTTPException) -> str:
+    # The framework's own words name the URL, and a stream's may hold a token.
+    return "errors says what is wrong, and where" if isinstance(error, ValidationException) else error.detail
 
 
 def _errors(error: HTTPException) -> list[object]:

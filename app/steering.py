@@ -2,9 +2,9 @@
 
 import click
 
-from app.answers import task_of
 from app.asking import ApiCommand, json_option, task_argument, text_of
 from app.client import Client
+from app.replies import task_of
 from app.wording import whats_needed
 from eventstore.events import TaskId
 

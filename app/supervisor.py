@@ -88,8 +88,9 @@ async def serve(site: Site, announce: Callable[[Ready], None]) -> None:
         running = asyncio.create_task(_run(site, announce, house, hurry))
         stopping = asyncio.create_task(told.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        # From here on nobody cancels anything but on purpose: the rooms are left in order.
-        log.info("serve.stopping")
+        # From here on nobody cancels us: a second signal only hurries, and the rooms are left in order.
+        if told.is_set():
+            log.info("serve.stopping")
         stopping.cancel()
         running.cancel()
         await asyncio.wait({running})

@@ -162,7 +162,7 @@ class Tasks:
         raise OutcomeUnknown(f"{task_id}: others were faster {ROUNDS} times")
 
     async def _has_moved_on(self, attached: Attached, command: Command) -> bool:
-        """Whether a decision that writes nothing rests on an old state: no expected sequence proves it, the leader must.
+        """Whether a decision that writes nothing rests on an old state. No expectation proves it: the leader must.
 
         (A worker refused because this process had not heard yet of the user's answer would let its task lie.)
         """

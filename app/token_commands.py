@@ -10,8 +10,8 @@ import click
 import msgspec
 from msgspec import Struct
 
-from app.answers import NoAddress
 from app.asking import BAD, NatsCommand
+from app.replies import NoAddress
 from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress, RefusedByServer
 from eventstore.events import Owner

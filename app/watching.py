@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.answers import Interrupted, NoAnswer, Reset, Told, task_of
 from app.asking import BAD, INTERRUPTED
 from app.client import Client
+from app.replies import Interrupted, NoAnswer, Reset, Told, task_of
 from app.wording import lasted, line, lines, one_line, planned, problem, whats_needed
 from eventstore.events import TaskId, ToolUsed
 from projections.task import INITIAL, Status, Task, evolve
@@ -25,6 +25,8 @@ NO_OFTENER_THAN_S = 0.1
 TOOLS_SHOWN = 8
 FRAMES_A_SECOND = 8
 MIN_TEXT_LINES = 3
+OTHER_LINES = 6
+"""At most so many are not text: head, question, error, trouble."""
 COLOURS: dict[Status, str] = {
     "absent": "dim",
     "pending": "dim",
@@ -111,7 +113,7 @@ def watch_lines(client: Client, task_id: TaskId, *, as_json: bool = False) -> St
 def watch_live(client: Client, task_id: TaskId) -> Status:
     """A view that changes in place, and stays as it last was; below it the result. Gives the last status."""
     console = Console(highlight=False)
-    view = View(task_id, lambda: console.height)
+    view = View(task_id, console)
     with Live(
         get_renderable=view.render, console=console, refresh_per_second=FRAMES_A_SECOND, vertical_overflow="crop"
     ):
@@ -133,10 +135,10 @@ class View:
     changed.
     """
 
-    def __init__(self, task_id: TaskId, height: Callable[[], int]) -> None:
+    def __init__(self, task_id: TaskId, console: Console) -> None:
         self.task = INITIAL
         self._task_id = task_id
-        self._height = height
+        self._console = console
         self._tools: tuple[ToolUsed, ...] = ()
         self._trouble: str | None = "connecting"
 
@@ -166,10 +168,9 @@ class View:
         if task.in_hand is not None:
             rows.add_row(Text("now", "dim"), Text(one_line(task.in_hand.name or task.in_hand.kind), "cyan"))
         parts.append(rows)
-        text = lines(task.partial_text).strip()
-        if text and task.status != "completed":
-            room = max(MIN_TEXT_LINES, self._height() - rows.row_count - 6)
-            parts.append(Text("\n".join(text.splitlines()[-room:])))
+        shown_below = task.result is not None or "result" in task.blobs
+        if task.partial_text and not shown_below:
+            parts.append(self._end_of(task.partial_text, self._console.height - rows.row_count - OTHER_LINES))
         needed = _needed(task)
         if needed is not None:
             parts.append(Text(needed, "yellow"))
@@ -178,6 +179,12 @@ class View:
         if self._trouble is not None:
             parts.append(Text(one_line(self._trouble), "yellow"))
         return Group(*parts)
+
+    def _end_of(self, text: str, room: int) -> Text:
+        """As much of the text's end as there is room for."""
+        room, width = max(MIN_TEXT_LINES, room), self._console.width
+        end = Text(lines(text).strip()[-room * width :])
+        return Text("\n").join(list(end.wrap(self._console, width))[-room:])
 
     def _head(self, task: Task) -> Text:
         head = Text(no_wrap=True, overflow="ellipsis")

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -12,20 +12,25 @@ from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.attached import Attached
 from app.decide import Rejected, StartRun
+from app.hold import Hold, SetDown, insist
 from app.metrics import Metrics, new_instance
-from app.run import Run, SetDown
+from app.run import Run
 from app.settings import LogSettings, WorkerSettings
-from app.tasks import Cause, Tasks
+from app.tasks import Cause, Done, Tasks
 from eventstore.connection import Connection
+from eventstore.events import TaskId
 from eventstore.figures import telling
+from eventstore.heartbeats import HeartbeatThread, ask_alive
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError
-from eventstore.queue import HeartbeatThread, Lease, Queue, ask_alive
+from eventstore.queue import Lease, Queue
 
 log = structlog.stdlib.get_logger()
 
 TAKE_S = 3.0
 AGAIN_S = 0.2
+EARLY = timedelta(seconds=1)
+"""So much before its time a retry may begin: clocks differ."""
 
 
 class Worker:
@@ -49,9 +54,9 @@ class Worker:
         self._beats = beats
         self._catalogue = catalogue
         self._slots = asyncio.Semaphore(slots)
-        self._held = 0
-        tasks.metrics.gauge("leases_held", "Tasks that this worker holds", lambda: self._held)
-        tasks.metrics.gauge("free_slots", "Tasks that this worker could run besides", lambda: slots - self._held)
+        self._held: set[TaskId] = set()
+        tasks.metrics.gauge("leases_held", "Tasks that this worker holds", lambda: len(self._held))
+        tasks.metrics.gauge("free_slots", "Tasks that this worker could run besides", lambda: slots - len(self._held))
         self._executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="tool")
 
     async def work(self) -> None:
@@ -84,28 +89,36 @@ class Worker:
         """One leased item, from its taking to its finishing or dropping."""
         finished = False
         task_id = lease.item.task_id
-        self._beats.keep(lease)
-        self._held += 1
+        # An item may come twice, also to us: a second hold would begin the same run again, beside the first.
+        ours = task_id not in self._held
         try:
-            async with self._tasks.attach(lease.item.owner, task_id) as attached:
-                finished = await self._run(agent, lease, attached)
+            if ours:
+                self._held.add(task_id)
+                self._beats.keep(lease)
+                async with self._tasks.attach(lease.item.owner, task_id) as attached:
+                    finished = await self._run(agent, lease, attached)
+        except SetDown as down:
+            self._tasks.metrics.runs_set_down.labels(agent.name).inc()
+            log.info("run.set_down", task_id=task_id, why=str(down))
+            finished = down.finished
         except LogError as error:
             log.warning("worker.log_away", task_id=task_id, error=str(error))
         except Exception as error:
             # A bug of ours in one task must not take the others along; its item comes again.
             log.error("worker.fault", task_id=task_id, exc_info=error)
         finally:
+            if ours:
+                self._held.discard(task_id)
             if finished:
                 # The beats go on while the ack is under way, or the item could come to another meanwhile.
                 await lease.finish()
             else:
                 lease.drop()
             self._beats.release(lease)
-            self._held -= 1
             self._slots.release()
 
     async def _run(self, agent: Agent, lease: Lease, attached: Attached) -> bool:
-        """Whether the item may leave the queue. Raises LogError."""
+        """Whether the item may leave the queue. Raises SetDown, LogError."""
         await self._tasks.refresh(attached)
         task = attached.task
         if task.version == 0 or task.ended:
@@ -117,10 +130,17 @@ class Worker:
                 return False
         elif not task.runnable:
             return True
+        elif task.retry_at is not None and task.retry_at > datetime.now(UTC) + EARLY:
+            return False  # a second item of a task that waits for its retry
         number = task.run + 1
         start = StartRun(run=number, worker=self.worker_id)
         cause = Cause(actor=f"worker/{self.worker_id}", causation_id=f"run/{number}")
-        done = await self._tasks.execute(attached.owner, attached.task_id, start, cause)
+
+        def begin() -> Awaitable[Done | Rejected]:
+            return self._tasks.execute(attached.owner, attached.task_id, start, cause)
+
+        # Given up while it may have been heard, the run would be lost before it began, and count as a failure.
+        done = await insist(begin, lease)
         if isinstance(done, Rejected):
             return done.reason == "ended"
         if done.task.status != "running" or done.task.worker != self.worker_id or done.task.run != number:
@@ -128,12 +148,7 @@ class Worker:
         self._beats.hold(lease, task.task_id, number)
         self._tasks.metrics.runs.labels(agent.name).inc()
         log.info("run.began", task_id=task.task_id, run=number, agent=agent.name)
-        try:
-            await Run(self._tasks, attached, agent, lease, cause, self._executor).play()
-        except SetDown as down:
-            self._tasks.metrics.runs_set_down.labels(agent.name).inc()
-            log.info("run.set_down", task_id=task.task_id, run=number, why=str(down))
-            return down.finished
+        await Run(Hold(self._tasks, attached, done.task, lease, cause), agent, self._executor).play()
         log.info("run.ended", task_id=task.task_id, run=number, status=attached.task.status)
         return True
 

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from eventstore.connection import Connection
 from eventstore.log import LogError
-from eventstore.queue import WORKER, checked_word
+from eventstore.pull import checked_word
+from eventstore.queue import WORKER
 
 log = structlog.stdlib.get_logger()
 
@@ -56,7 +56,7 @@ class _Question:
 
 
 class Figures:
-    """Asks all processes at once. Build with `open`; it keeps in mind who is there, so as to wait for no longer."""
+    """Asks all processes at once. Had from `asking`; it keeps in mind who is there, so as to wait for no longer."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -64,14 +64,7 @@ class Figures:
         self._numbers = itertools.count()
         self._open: dict[str, _Question] = {}
         self._heard_at: dict[str, float] = {}
-        self._listening: Subscription | None = None
-
-    @classmethod
-    async def open(cls, connection: Connection) -> "Figures":
-        """Raises LogUnavailable."""
-        figures = cls(connection)
-        figures._listening = await connection.subscribe(f"{figures._inbox}.*.*", figures._on_answer)
-        return figures
+        self.answers = f"{self._inbox}.*.*"
 
     async def ask(self, *, wait_s: float = WAIT_S) -> dict[str, bytes]:
         """What each process tells, by its name; without NATS, nothing. Never raises, and takes no longer than asked."""
@@ -90,19 +83,26 @@ class Figures:
             del self._open[number]
         return question.answers
 
-    async def close(self) -> None:
-        """Ask no more."""
-        if self._listening is not None:
-            await self._connection.unsubscribe(self._listening)
-
     def _known(self) -> set[str]:
         since = time.monotonic() - KNOWN_FOR_S
         self._heard_at = {name: at for name, at in self._heard_at.items() if at >= since}
         return set(self._heard_at)
 
-    async def _on_answer(self, msg: Msg) -> None:
+    async def on_answer(self, msg: Msg) -> None:
+        """An answer, in time or late."""
         number, name = msg.subject.split(".")[-2:]
         # Also one that came too late for its question: from now on it is known, and waited for.
         self._heard_at[name] = time.monotonic()
         if (question := self._open.get(number)) is not None:
             question.take(name, msg.data)
+
+
+@asynccontextmanager
+async def asking(connection: Connection) -> AsyncGenerator[Figures]:
+    """To ask with, while the context lasts. Raises LogUnavailable."""
+    figures = Figures(connection)
+    listening = await connection.subscribe(figures.answers, figures.on_answer)
+    try:
+        yield figures
+    finally:
+        await connection.unsubscribe(listening)

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.events import Owner, TaskId, Time
 from eventstore.log import TASK_ID, LogUnavailable
-from eventstore.queue import Delivery, Taker, WorkStream, checked_word
+from eventstore.pull import Delivery, Taker, WorkStream, checked_word
 from eventstore.stream import NO_SUCH_STREAM
 
 TimerKind = Literal["deadline", "retry"]

@@ -84,7 +84,7 @@ class Tokens:
             }
         )
         tokens = cls(connection, stream)
-        tokens._tail = await StreamTail.open(connection, stream, tokens._on_arrival, tokens._known.clear, after=0)
+        tokens._tail = await StreamTail.open(connection, stream, tokens._on_arrival, tokens._on_reset, after=0)
         await tokens._tail.catch_up()
         return tokens
 
@@ -96,9 +96,10 @@ class Tokens:
         """The token, if it is known and not expired. One unknown here is looked up at the leader first; so is a known
         one while the tail is unproven. Raises LogUnavailable for an unknown one where no leader answers.
         """
-        if len(token) > MAX_TOKEN:
-            return None
-        key = hashed(token)
+        return None if len(token) > MAX_TOKEN else await self.find_hashed(hashed(token))
+
+    async def find_hashed(self, key: str) -> Token | None:
+        """The token with this hash, as `find` finds it."""
         known = self._known.get(key)
         assert self._tail is not None, "build Tokens with open()"
         if known is None or not self._tail.proven:
@@ -160,15 +161,27 @@ class Tokens:
 
     async def _look_up(self, key: str) -> Token | None:
         found = await self._stream.get(subject=PREFIX + key)
-        return None if found is None else _decode(found)
+        token = None if found is None else _decode(found)
+        if found is not None and token is not None and self._tail is not None and found.sequence > self._tail.position:
+            self._known[key] = token  # ahead of the tail, which will then find nothing changed
+        return token
 
     def _on_arrival(self, arrival: Arrival) -> None:
         key = arrival.subject.removeprefix(PREFIX)
         token = _decode(arrival)
-        if token is None:
-            self._known.pop(key, None)
-        elif HASH.fullmatch(key):
+        known = self._known.pop(key, None)
+        if token is not None and HASH.fullmatch(key):
             self._known[key] = token
+        if token is None or token != known:
+            self._tell(key)
+
+    def _on_reset(self) -> None:
+        known = list(self._known)
+        self._known.clear()
+        for key in known:
+            self._tell(key)
+
+    def _tell(self, key: str) -> None:
         for call in self._on_change:
             call(key)
 

@@ -1,9 +1,8 @@
 """Who should run next: the fold of all tasks that have not ended, and what to offer, hold and time. Pure."""
 
 import heapq
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, assert_never
 
 from msgspec import Struct
 
@@ -45,7 +44,19 @@ class ClearTimer(Struct, frozen=True, kw_only=True):
     kind: Literal["deadline", "retry"]
 
 
-Action = Offer | Hold | SetTimer | ClearTimer
+class Suspect(Struct, frozen=True, kw_only=True):
+    """The task runs, in silence: if nobody answers for this run, offer the task again and tell `offered_again`."""
+
+    owner: Owner
+    task_id: TaskId
+    agent: str
+    run: int
+
+
+Action = Offer | Hold | SetTimer | ClearTimer | Suspect
+
+MAX_DEAD = 1000
+"""Names of dead workers that are remembered: what such a one began may come to be known after its death."""
 
 
 class _Agent:
@@ -94,6 +105,9 @@ class Board:
         self._places: dict[TaskId, int] = {}
         self._agents: dict[str, _Agent] = {}
         self._timers: dict[tuple[TaskId, Literal["deadline", "retry"]], SetTimer | ClearTimer] = {}
+        self._dead: dict[str, None] = {}
+        self._left_behind: set[TaskId] = set()
+        self._offered_again: dict[TaskId, int] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -116,14 +130,17 @@ class Board:
             agent.leave(task.task_id)
             self._tasks.pop(task.task_id, None)
             self._places.pop(task.task_id, None)
+            self._offered_again.pop(task.task_id, None)
             return
         self._tasks[task.task_id] = task
         place = self._places.setdefault(task.task_id, recorded.sequence)
         if task.status == "running":
             agent.leave(task.task_id)
             agent.running.add(task.task_id)
-        elif not task.runnable:
-            agent.leave(task.task_id)
+            if task.worker in self._dead and task.run != before.run:
+                self._left_behind.add(task.task_id)
+        elif not task.runnable or task.unknown is not None:
+            agent.leave(task.task_id)  # (what a newer release wrote on, only a newer release can begin)
         elif task.retry_at is not None and task.retry_at > recorded.record.at:
             agent.leave(task.task_id)  # until its timer
         elif task.task_id not in agent.offered:
@@ -151,44 +168,69 @@ class Board:
                 Hold(owner=self._tasks[task_id].owner, task_id=task_id, limit=agent.limit) for task_id in agent.unheld
             ]
             agent.unheld.clear()
+        for task in (self.task(task_id) for task_id in self._left_behind):
+            if task.status == "running" and task.worker in self._dead:
+                actions.append(self._offer(task.task_id, lost_run=task.run))
+        self._left_behind.clear()
         return actions
 
     def lost(self, worker: str) -> list[Action]:
         """This worker is dead: offer what it ran again, at once."""
+        self._dead[worker] = None
+        while len(self._dead) > MAX_DEAD:
+            del self._dead[next(iter(self._dead))]
         return [
             self._offer(task.task_id, lost_run=task.run)
             for task in self._tasks.values()
             if task.status == "running" and task.worker == worker
         ]
 
+    def offered_again(self, task_id: TaskId) -> None:
+        """What was suspected is true, and there is a new item for it."""
+        self._offered_again[task_id] = self.task(task_id).sequence
+
     def sweep(self, now: datetime, *, silent_for: timedelta, depth: dict[str, int]) -> list[Action]:
-        """Offer again what was offered or running and not heard of for so long, where the queue (`depth`, its
-        unfinished items by agent) holds fewer items than there are tasks in slots: something got lost."""
+        """What may have got lost: timers that are long past; what was offered and not heard of for so long, where the
+        queue (`depth`, its unfinished items by agent) holds fewer items than there are tasks in slots; and what runs
+        and was not heard of for so long, once, or again where the queue lacks items."""
+        since = now - silent_for
         actions: list[Action] = []
+        for task in self._tasks.values():
+            if task.deadline is not None and task.deadline < since and task.unknown is None:
+                actions.append(_timer(task, "deadline", task.deadline))
+            if task.retry_at is not None and task.retry_at <= now:
+                self.retry_due(task.task_id, now)
         for name, agent in self._agents.items():
-            for task_id in list(self._due(agent, now)):
-                agent.stand_in_line(task_id, self._places[task_id])
-            if depth.get(name, 0) >= len(agent.running) + len(agent.offered):
-                continue
-            for task_id in self._silent(agent, now - silent_for):
-                if task_id in agent.offered:
-                    agent.offered[task_id] = now
+            lacking = depth.get(name, 0) < len(agent.running) + len(agent.offered)
+            actions += self._suspects(agent, since, again=lacking)
+            for task_id in [task_id for task_id, at in agent.offered.items() if lacking and at < since]:
+                agent.offered[task_id] = now
                 actions.append(self._offer(task_id))
         return actions
 
     def failed(self, action: Action) -> None:
         """This could not be carried out: it is planned again."""
         match action:
-            case Offer(task_id=task_id, agent=name):
+            case Offer(task_id=task_id, agent=name, lost_run=lost_run):
                 agent = self._agent(name)
-                if agent.offered.pop(task_id, None) is not None and task_id in self._tasks:
+                if lost_run is not None:
+                    self._left_behind.add(task_id)
+                elif agent.offered.pop(task_id, None) is not None:
                     agent.stand_in_line(task_id, self._places[task_id])
             case Hold(task_id=task_id):
                 agent = self._agent(self.task(task_id).agent)
                 if task_id in agent.waiting:
                     agent.unheld.add(task_id)
-            case SetTimer(task_id=task_id, kind=kind) | ClearTimer(task_id=task_id, kind=kind):
-                self._timers.setdefault((task_id, kind), action)
+            case SetTimer(task_id=task_id, kind=kind, at=at):
+                if self._time_of(task_id, kind) == at:
+                    self._timers.setdefault((task_id, kind), action)
+            case ClearTimer(task_id=task_id, kind=kind):
+                if self._time_of(task_id, kind) is None:  # else it would clear the one that was set since
+                    self._timers.setdefault((task_id, kind), action)
+            case Suspect():
+                return  # the next sweep suspects it again
+            case _:
+                assert_never(action)
 
     def _agent(self, name: str) -> _Agent:
         agent = self._agents.get(name)
@@ -200,32 +242,32 @@ class Board:
         task = self._tasks[task_id]
         return Offer(owner=task.owner, task_id=task_id, agent=task.agent, lost_run=lost_run)
 
+    def _suspects(self, agent: _Agent, since: datetime, *, again: bool) -> list[Suspect]:
+        return [
+            Suspect(owner=task.owner, task_id=task.task_id, agent=task.agent, run=task.run)
+            for task in (self._tasks[task_id] for task_id in agent.running)
+            if task.updated_at is not None and task.updated_at < since
+            if again or self._offered_again.get(task.task_id) != task.sequence
+        ]
+
     def _time(self, before: Task, task: Task) -> None:
         if before.version == 0 and task.deadline is not None:
-            self._set(task, "deadline", task.deadline)
+            self._timers[task.task_id, "deadline"] = _timer(task, "deadline", task.deadline)
         if task.retry_at is not None and task.retry_at != before.retry_at:
-            self._set(task, "retry", task.retry_at)
+            self._timers[task.task_id, "retry"] = _timer(task, "retry", task.retry_at)
         elif before.retry_at is not None and task.retry_at is None:
             self._clear(task.task_id, "retry")
         if task.ended and task.deadline is not None:
             self._clear(task.task_id, "deadline")
 
-    def _set(self, task: Task, kind: Literal["deadline", "retry"], at: datetime) -> None:
-        self._timers[task.task_id, kind] = SetTimer(owner=task.owner, task_id=task.task_id, kind=kind, at=at)
-
     def _clear(self, task_id: TaskId, kind: Literal["deadline", "retry"]) -> None:
         if self._timers.pop((task_id, kind), None) is None:
             self._timers[task_id, kind] = ClearTimer(task_id=task_id, kind=kind)
 
-    def _due(self, agent: _Agent, now: datetime) -> Iterator[TaskId]:
-        """Retries whose timer got lost."""
-        for task in self._tasks.values():
-            due = task.runnable and task.retry_at is not None and task.retry_at <= now
-            mine = self._agents.get(task.agent) is agent
-            if due and mine and task.task_id not in agent.offered and task.task_id not in agent.waiting:
-                yield task.task_id
+    def _time_of(self, task_id: TaskId, kind: Literal["deadline", "retry"]) -> datetime | None:
+        task = self.task(task_id)
+        return task.deadline if kind == "deadline" else task.retry_at
 
-    def _silent(self, agent: _Agent, since: datetime) -> list[TaskId]:
-        heard = {task_id: self._tasks[task_id].updated_at for task_id in agent.running}
-        quiet = [task_id for task_id, at in heard.items() if at is not None and at < since]
-        return quiet + [task_id for task_id, at in agent.offered.items() if at < since]
+
+def _timer(task: Task, kind: Literal["deadline", "retry"], at: datetime) -> SetTimer:
+    return SetTimer(owner=task.owner, task_id=task.task_id, kind=kind, at=at)

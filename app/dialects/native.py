@@ -1,7 +1,7 @@
 """Our own API: wire structs, what they ask for (`to_command`), how a task reads (`render`), and the routes."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -15,6 +15,8 @@ from projections.task import Status, Task
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
+MAX_DEPTH = 100
+"""Levels of lists and objects within each other. Far more could be stored and then not be read by everybody."""
 POLL_AFTER_S: dict[Status, float | None] = {
     "absent": None,
     "pending": 1.0,
@@ -41,8 +43,7 @@ PublicStatus = Literal[
     "timed_out",
 ]
 
-AgentName = Annotated[str, Meta(pattern=f"^{AGENT.pattern}$", description="an agent of GET /agents")]
-Text = Annotated[str, Meta(max_length=1_000_000)]
+AgentName = Annotated[str, Meta(pattern=f"^{AGENT.pattern}$")]
 
 
 class NewTask(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -51,9 +52,9 @@ class NewTask(Struct, kw_only=True, forbid_unknown_fields=True):
     agent: AgentName | None = None
     input: Json = None
     title: Annotated[str, Meta(max_length=200)] | None = None
-    session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9:_.\-]{1,128}$")] | None = None
+    session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9:_.\-]{1,128}(?!\n)$")] | None = None
     metadata: dict[str, Json] = {}
-    timeout_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] | None = None
+    timeout_s: Annotated[float, Meta(ge=0.001, le=30 * 86_400)] | None = None
     max_failures: Annotated[int, Meta(ge=1, le=100)] = 5
     approval_mode: ApprovalMode = "auto"
 
@@ -61,14 +62,14 @@ class NewTask(Struct, kw_only=True, forbid_unknown_fields=True):
 class NewMessage(Struct, kw_only=True, forbid_unknown_fields=True):
     """What the user says: the answer to the agent's question, or something for its inbox."""
 
-    text: Annotated[str, Meta(min_length=1, max_length=1_000_000)]
+    text: Annotated[str, Meta(min_length=1)]
 
 
 class NewReview(Struct, kw_only=True, forbid_unknown_fields=True):
     """A person's decision on what awaits review."""
 
     approved: bool
-    feedback: Text | None = None
+    feedback: str | None = None
 
 
 class Why(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +161,26 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 def fingerprint(body: NewTask) -> str:
     """SHA-256 of what was asked, the same for the same wish: to tell a repeat from another wish under the same key."""
     return hashlib.sha256(_encoder.encode(body)).hexdigest()
+
+
+def is_too_deep(body: NewTask) -> bool:
+    """Whether what is asked for is nested over MAX_DEPTH."""
+    level: list[object] = [body.input, *body.metadata.values()]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return False
+        level = [one for within in level for one in _within(within)]
+    return bool(level)
+
+
+def _within(value: object) -> Iterable[object]:
+    match value:
+        case dict():
+            return msgspec.convert(value, dict[str, object]).values()
+        case list():
+            return msgspec.convert(value, list[object])
+        case _:
+            return ()
 
 
 def to_command(body: NewTask, *, default_agent: str) -> CreateTask:

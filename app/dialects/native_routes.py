@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import uuid_utils
@@ -18,6 +18,7 @@ from app.attached import Attached
 from app.auth import Principal, Revocations
 from app.decide import CancelTask, Command, DecideReview, ReceiveInput, Rejected, RequestPause, ResumeTask
 from app.dialects.native import (
+    MAX_DEPTH,
     MAX_METADATA,
     MAX_WAIT_S,
     AgentBody,
@@ -28,6 +29,7 @@ from app.dialects.native import (
     NewTask,
     TaskBody,
     Why,
+    is_too_deep,
     render,
     task_id_of,
     to_command,
@@ -53,6 +55,7 @@ ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
 
 TaskPath = FromPath[str]
+Said = TypeVar("Said", bound=msgspec.Struct)
 
 
 @post("/tasks", status_code=201, responses={**COMMON, 200: TASK, 201: TASK, 413: PROBLEM, 422: PROBLEM}, tags=["tasks"])
@@ -62,11 +65,14 @@ async def create_task(
     """Begin a task. `Prefer: wait=N` waits up to N (60 at most) seconds for its end; `Idempotency-Key` makes a repeat
     give the same task (200, `Idempotency-Replayed: true`); the same key with another request is refused (422)."""
     request.user.need("tasks:write")
+    data = await strictly(request, data)
     command = to_command(data, default_agent=catalogue.default)
     if command.agent not in catalogue:
         raise BadRequest(f"no agent {command.agent!r}; there are: {', '.join(catalogue.names)}")
     if len(msgspec.json.encode(data.metadata)) > MAX_METADATA:
         raise BadRequest(f"metadata has at most {MAX_METADATA} bytes")
+    if is_too_deep(data):
+        raise BadRequest(f"input and metadata are nested {MAX_DEPTH} levels at most")
     done = await tasks.create(request.user.owner, command, cause_of(request), key=idempotency_key(request))
     if isinstance(done, Rejected):
         raise Refused(done)
@@ -160,7 +166,7 @@ async def cancel_task(
     request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], data: JSONBody[Why | None] = None
 ) -> Response[bytes]:
     """End the task as cancelled, at once. The step in hand ends by itself; its result is refused."""
-    reason = data.reason if data else None
+    reason = (await strictly(request, data)).reason if data else None
     return await _command(request, tasks, task_id, CancelTask(by=request.user.actor, reason=reason))
 
 
@@ -169,7 +175,8 @@ async def pause_task(
     request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], data: JSONBody[Why | None] = None
 ) -> Response[bytes]:
     """Pause the task when its step in hand has ended; at once where nobody runs it."""
-    return await _command(request, tasks, task_id, RequestPause(reason=data.reason if data else None))
+    reason = (await strictly(request, data)).reason if data else None
+    return await _command(request, tasks, task_id, RequestPause(reason=reason))
 
 
 @post("/tasks/{task_id:str}/resume", status_code=200, responses=COMMANDED, tags=["tasks"])
@@ -183,6 +190,7 @@ async def send_message(
     request: Asked, task_id: TaskPath, data: JSONBody[NewMessage], tasks: NamedDependency[Tasks]
 ) -> Response[bytes]:
     """Answer the agent's question; without one, leave a message for its next look at its inbox."""
+    data = await strictly(request, data)
     return await _command(request, tasks, task_id, ReceiveInput(text=data.text))
 
 
@@ -191,6 +199,7 @@ async def review_task(
     request: Asked, task_id: TaskPath, data: JSONBody[NewReview], tasks: NamedDependency[Tasks]
 ) -> Response[bytes]:
     """Approve, or do not, what awaits review."""
+    data = await strictly(request, data)
     return await _command(request, tasks, task_id, DecideReview(approved=data.approved, feedback=data.feedback))
 
 
@@ -206,6 +215,14 @@ def routes() -> Router:
     """All of them."""
     handlers = [create_task, get_task, get_events, get_blob, cancel_task, pause_task, resume_task]
     return Router(path="/", route_handlers=[*handlers, send_message, review_task, list_agents])
+
+
+async def strictly(request: Asked, data: Said) -> Said:
+    """The body again, decoded strictly: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
+    try:
+        return msgspec.json.decode(await request.body(), type=type(data))
+    except msgspec.DecodeError as error:
+        raise BadRequest(str(error)) from error
 
 
 async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:

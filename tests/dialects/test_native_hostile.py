@@ -3,7 +3,6 @@
 import json
 
 import httpx
-import msgspec
 
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
@@ -104,7 +103,7 @@ async def test_what_is_not_asked_for_is_a_bad_request(api: Api):
 
 async def test_a_page_size_that_makes_no_sense_is_a_bad_request(api: Api):
     task_id = await api.begin()
-    for limit in ("-1", "0", "1001", "x", "", "1.5", "1e2", "9" * 40):
+    for limit in ("-1", "0", "1001", "x", "", "1.5", "9" * 40):
         is_problem(await api.client.get(f"/tasks/{task_id}/events?limit={limit}"), 400, "bad_request")
     for after in ("9" * 19, "9" * 18 + "-1"):
         page = await api.client.get(f"/tasks/{task_id}/events?after={after}")
@@ -133,7 +132,6 @@ async def test_text_is_kept_as_it_was_sent(api: Api):
         wire = await Wire.ask(api.url, f"/tasks/{task_id}/events", {"Accept": "text/event-stream", **api.bearer})
         frames = await (await wire.head()).frames(3)
         assert frames == await api.frames(task_id)
-        assert msgspec.json.decode(frames[1].split(b"data: ", 1)[1], type=dict[str, dict[str, object]]) if False else True
         await wire.close()
 
 
@@ -142,15 +140,12 @@ async def test_what_is_nested_too_deeply_is_a_bad_request_and_the_rest_is_kept(a
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             nested = opening * depth + "1" + closing * depth
             answer = await post(api, f'{{"input": {nested}}}')
-            if depth < 100:
+            if depth <= 100:
                 await kept(api, answer)
-            elif answer.status_code != 201:
-                is_problem(answer, 400, "bad_request")
             else:
-                raise AssertionError(f"{depth} levels were taken")
+                is_problem(answer, 400, "bad_request")
             answer = await post(api, f'{{"metadata": {{"a": {nested}}}}}')
-            assert answer.status_code == (201 if depth < 90 else answer.status_code)
-            assert answer.status_code in (201, 400)
+            assert answer.status_code == (201 if depth <= 100 else 400)
     task_id = await api.begin()
     for path in ("messages", "review", "cancel", "pause"):
         for content in ("[" * 10_000, '{"text":' * 10_000, '{"reason":' + "[" * 100_000 + "]" * 100_000 + "}"):

@@ -6,7 +6,7 @@ from time import monotonic
 import httpx
 
 from app.decide import CancelTask
-from tests.api import Api
+from tests.api import DEV, Api
 from tests.dialects.test_native import is_problem
 from tests.lifecycle.commands import complete, request_input, start_run
 from tests.log.logs import until
@@ -22,10 +22,9 @@ def waits(wait_s: object = LONG, **more: str) -> dict[str, str]:
 async def newest(api: Api) -> str:
     """The id of the task made last, as soon as somebody waits for it."""
     tasks = api.rooms.tasks
-    await until(lambda: tasks.attached_count > 0)
-    attached = list(tasks._attached.values())[-1]  # pyright: ignore[reportPrivateUsage]  # its maker still waits for the answer
-    await until(lambda: attached.task.version > 0 and attached.pins > 0)
-    return attached.task.task_id
+    there = tasks._attached  # pyright: ignore[reportPrivateUsage]  # its maker still waits for the answer
+    await until(lambda: any(one.task.version and one.pins for one in there.values()))
+    return next(reversed(there.values())).task.task_id
 
 
 async def test_a_post_that_waits_is_answered_at_the_end(api: Api):
@@ -74,18 +73,11 @@ async def test_a_get_waits_for_a_change(api: Api):
         version = (await api.client.get(f"/tasks/{task_id}")).json()["version"]
         known = {key: value.replace('"1"', f'"{version}"') for key, value in known.items()}
         polling = asyncio.ensure_future(api.client.get(f"/tasks/{task_id}", headers=waits(**known)))
-        async with api.rooms.tasks.attach(*whose(api, task_id)) as attached:
+        async with api.rooms.tasks.attach(DEV, task_id) as attached:
             await until(lambda held=attached: held.pins > 1)
         await api.client.post(f"/tasks/{task_id}/messages", json={"text": "x"})
         answer = await polling
         assert (answer.status_code, answer.json()["version"]) == (200, version + 1)
-
-
-def whose(api: Api, task_id: str):
-    from eventstore.events import TaskId
-    from tests.api import DEV
-
-    return DEV, TaskId(task_id)
 
 
 async def test_a_get_that_knows_an_older_version_does_not_wait(api: Api):
@@ -115,7 +107,7 @@ async def test_an_ended_task_is_not_waited_for(api: Api):
 async def test_a_hundred_who_wait_are_all_told(api: Api):
     task_id = await api.begin()
     polling = [asyncio.ensure_future(api.client.get(f"/tasks/{task_id}", headers=waits())) for _ in range(100)]
-    async with api.rooms.tasks.attach(*whose(api, task_id)) as attached:
+    async with api.rooms.tasks.attach(DEV, task_id) as attached:
         await until(lambda: attached.pins > 100)
     await api.tell(task_id, CancelTask(by="ann"))
     assert {(await one).json()["status"] for one in polling} == {"cancelled"}
@@ -135,7 +127,7 @@ async def test_a_repeated_post_gets_the_task_that_is_there(api: Api):
 
 
 async def test_a_repeat_may_wait_too_and_an_ended_task_is_repeated_as_it_ended(api: Api):
-    headers = waits(Idempotency_Key="k") | {"Idempotency-Key": "k"}
+    headers = waits(**{"Idempotency-Key": "k"})
     posting = [asyncio.ensure_future(api.client.post("/tasks", json={}, headers=headers)) for _ in range(5)]
     task_id = await newest(api)
     await api.client.post(f"/tasks/{task_id}/cancel")

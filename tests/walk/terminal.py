@@ -32,9 +32,26 @@ def environment(api: Api | None = None, **more: str) -> dict[str, str]:
     return kept | address | more
 
 
-async def begin(*words: str, env: dict[str, str], stdout: int = PIPE) -> Process:
-    """Start a command."""
-    return await asyncio.create_subprocess_exec(*TASKTRAIL, *words, env=env, stdin=PIPE, stdout=stdout, stderr=PIPE)
+class Terminal:
+    """Where commands are begun; closed, it leaves none behind."""
+
+    def __init__(self) -> None:
+        self._begun: list[Process] = []
+
+    async def begin(self, *words: str, env: dict[str, str], stdout: int = PIPE) -> Process:
+        """Start a command."""
+        process = await asyncio.create_subprocess_exec(
+            *TASKTRAIL, *words, env=env, stdin=PIPE, stdout=stdout, stderr=PIPE
+        )
+        self._begun.append(process)
+        return process
+
+    async def close(self) -> None:
+        """End what a test that failed has left."""
+        for process in self._begun:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
 
 
 async def end_of(process: Process, stdin: str = "") -> Said:
@@ -47,14 +64,18 @@ async def end_of(process: Process, stdin: str = "") -> Said:
         out, err = await process.communicate()
         raise AssertionError(f"still running, having said: {out.decode()!r} {err.decode()!r}") from None
     assert process.returncode is not None
-    said = Said(process.returncode, out.decode(), err.decode())
+    said = Said(process.returncode, (out or b"").decode(), err.decode())  # None: it has a terminal
     assert "Traceback" not in said.out + said.err, said.err
     return said
 
 
 async def tasktrail(*words: str, env: dict[str, str], stdin: str = "") -> Said:
     """Run a command to its end."""
-    return await end_of(await begin(*words, env=env), stdin)
+    terminal = Terminal()
+    try:
+        return await end_of(await terminal.begin(*words, env=env), stdin)
+    finally:
+        await terminal.close()
 
 
 async def lines_of(process: Process, count: int) -> list[str]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from app.answers import task_of
 from app.client import Client, Where, where
 from app.local import Local, write_local
+from app.replies import task_of
 from eventstore.connection import NatsAddress
 from eventstore.events import Owner, TaskId
 from tests.api import Api, running
 from tests.lifecycle.commands import complete, fail, finish_step, produce, request_input, request_review, start_run
-from tests.walk.terminal import Said, begin, end_of, environment, line_to, tasktrail
+from tests.walk.terminal import Said, Terminal, end_of, environment, line_to, tasktrail
 
 NO_TASK = "task_01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -23,6 +23,13 @@ NO_TASK = "task_01890a5d-ac96-774b-bcce-b302099a8057"
 async def api(nats_address: NatsAddress) -> AsyncGenerator[Api]:
     async with running(nats_address) as api:
         yield api
+
+
+@pytest.fixture
+async def terminal() -> AsyncGenerator[Terminal]:
+    terminal = Terminal()
+    yield terminal
+    await terminal.close()
 
 
 async def body_of(api: Api, task_id: str) -> dict[str, object]:
@@ -93,8 +100,8 @@ async def test_the_same_key_is_the_same_task(api: Api) -> None:
     assert "another request" in other.err
 
 
-async def test_waiting_prints_the_result_and_says_what_the_task_needs(api: Api) -> None:
-    waiting = await begin("submit", "x", "--wait", env=environment(api))
+async def test_waiting_prints_the_result_and_says_what_the_task_needs(api: Api, terminal: Terminal) -> None:
+    waiting = await terminal.begin("submit", "x", "--wait", env=environment(api))
     assert waiting.stderr is not None
     created = (await waiting.stderr.readline()).decode()
     task_id = TaskId(created.split()[0])
@@ -107,9 +114,12 @@ async def test_waiting_prints_the_result_and_says_what_the_task_needs(api: Api) 
     assert await end_of(waiting) == Said(0, "two\nlines\n", "")
 
 
-async def test_waiting_for_a_task_that_fails_or_is_cancelled_gives_exit_code_1(api: Api) -> None:
+async def test_waiting_for_a_task_that_fails_or_is_cancelled_gives_exit_code_1(api: Api, terminal: Terminal) -> None:
     env = environment(api)
-    failing, cancelled = await begin("submit", "x", "--wait", env=env), await begin("submit", "y", "--wait", env=env)
+    failing, cancelled = (
+        await terminal.begin("submit", "x", "--wait", env=env),
+        await terminal.begin("submit", "y", "--wait", env=env),
+    )
     assert failing.stderr is not None
     assert cancelled.stderr is not None
     first, second = [TaskId((await one.readline()).decode().split()[0]) for one in (failing.stderr, cancelled.stderr)]

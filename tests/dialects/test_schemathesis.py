@@ -1,0 +1,72 @@
+"""Our OpenAPI against the API itself: schemathesis, all its checks, data that is right and data that is wrong."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from app.decide import CancelTask
+from tests.api import Api
+from tests.lifecycle.commands import request_review, start_run
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+OPERATIONS = {
+    "GET /agents",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /metrics",
+    "GET /tasks/{task_id}",
+    "GET /tasks/{task_id}/blobs/{sha256}",
+    "GET /tasks/{task_id}/events",
+    "POST /tasks",
+    "POST /tasks/{task_id}/cancel",
+    "POST /tasks/{task_id}/messages",
+    "POST /tasks/{task_id}/pause",
+    "POST /tasks/{task_id}/resume",
+    "POST /tasks/{task_id}/review",
+}
+
+
+CONFIG = """
+[dictionaries]
+tasks = {{ values = [{ids}] }}
+
+[parameters]
+"path.task_id" = {{ dictionary = "tasks", probability = 0.9 }}
+"""
+"""So that most requests are about a task that there is."""
+
+
+async def described(api: Api) -> set[str]:
+    """The operations that our OpenAPI names."""
+    document = (await api.client.get("/docs/openapi.json")).content
+    paths = msgspec.convert(msgspec.json.decode(document)["paths"], dict[str, dict[str, object]])
+    return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods if method in METHODS}
+
+
+async def test_every_operation_is_described(api: Api):
+    assert await described(api) == OPERATIONS
+
+
+async def test_schemathesis_finds_nothing(api: Api, tmp_path: Path):
+    tasks = [await api.begin(), await api.begin(CancelTask(by="ann"))]
+    tasks += [await api.begin(start_run(), request_review()) for _ in range(3)]
+    ids = ", ".join(f'"{task_id}"' for task_id in tasks)
+    (tmp_path / "schemathesis.toml").write_text(CONFIG.format(ids=ids))
+    document = f"{api.url}/docs/openapi.json"
+    # What the whole of it takes is bounded by the examples, and the same every time by the seed.
+    options = ["--checks=all", "--mode=all", "--max-examples=15", "--seed=1", "--continue-on-failure", "--no-color"]
+    report = tmp_path / "report.json"
+    checking = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("schemathesis")),
+        *("run", document, "--header", f"Authorization: Bearer {api.token}", *options),
+        *("--report-json-path", str(report)),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await checking.communicate()
+    assert checking.returncode == 0, said.decode()
+    assert f"Tested: {len(OPERATIONS)}" in said.decode()
+    print(said.decode()[-2_000:])

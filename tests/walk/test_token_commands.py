@@ -1,0 +1,84 @@
+"""Access tokens from the command line: made, listed, revoked, straight in the bucket."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+
+from app.local import Local, write_local
+from eventstore.connection import Connection, NatsAddress
+from eventstore.tokens import Tokens
+from tests.api import running
+from tests.walk.terminal import Said, environment, tasktrail
+
+
+async def status_with(url: str, token: str) -> int:
+    async with httpx.AsyncClient(base_url=url, headers={"X-API-Key": token}) as client:
+        return (await client.get("/agents")).status_code
+
+
+async def test_a_token_is_printed_once_works_is_listed_and_revoked(nats_address: NatsAddress, tmp_path: Path) -> None:
+    write_local(tmp_path, Local(token="tt_dev", nats=nats_address))
+    env = environment(TASKTRAIL_DATA_DIR=str(tmp_path))
+    async with running(nats_address) as api:
+        asked = ["--owner", "Ann.B", "--scopes", "tasks:write, tasks:read", "--expires", "30d", "--note", "for ci"]
+        made = await tasktrail("tokens", "create", *asked, env=env)
+        assert made.code == 0, made
+        token = made.out.removesuffix("\n")
+        assert token.startswith("tt_")
+        assert token not in made.err
+        assert await status_with(api.url, token) == 200
+
+        listed, as_json = await asyncio.gather(
+            tasktrail("tokens", "list", env=env), tasktrail("tokens", "list", "--json", env=env)
+        )
+        heads, dev, row = listed.out.splitlines()
+        assert heads.split() == ["ID", "OWNER", "SCOPES", "CREATED", "EXPIRES", "NOTE"]
+        assert "  never" in dev
+        assert "  tasks:read,tasks:write  " in row
+        assert row.endswith("  for ci")
+        assert token not in listed.out + as_json.out
+        known = [json.loads(one) for one in as_json.out.splitlines()]
+        assert [one.get("note", "") for one in known] == ["", "for ci"]
+
+        token_id = row.split()[0]
+        revoked = await tasktrail("tokens", "revoke", token_id, "--nats-url", nats_address.url, env=environment())
+        assert revoked.code == 0, revoked
+        assert await status_with(api.url, token) == 401
+        again = await tasktrail("tokens", "revoke", token_id, env=env)
+        assert again == Said(1, "", f"there is no token {token_id!r}; `tasktrail tokens list` shows them\n")
+
+
+async def test_on_an_empty_nats_a_token_can_be_made_first(nats_address: NatsAddress) -> None:
+    env = environment(TASKTRAIL_NATS_URL=nats_address.url)
+    made = await tasktrail("tokens", "create", "--owner", "ann", "--scopes", "admin", env=env)
+    assert made.code == 0, made
+    connection = await Connection.open(nats_address, "test")
+    bucket = await Tokens.open(connection)
+    found = await bucket.find(made.out.strip())
+    assert found is not None
+    assert (found.owner, found.scopes, found.expires_at) == ("ann", ("admin",), None)
+    await bucket.close()
+    await connection.close()
+
+
+MISTAKES = [
+    (["--owner", "ann", "--scopes", "tasks:reed"], "no scope 'tasks:reed'; there are: tasks:read,"),
+    (["--owner", "ann", "--scopes", ","], "at least one scope"),
+    (["--owner", "ann", "--scopes", "admin", "--expires", "month"], "'month' is no length of time"),
+    (["--owner", "ann", "--scopes", "admin", "--expires", "999999w"], "100 years at most"),
+    (["--owner", "", "--scopes", "admin"], "an owner has"),
+    (["--scopes", "admin"], "--owner"),
+    (["--owner", "ann", "--scopes", "admin", "--nats-url", "foo:bar"], "is no address of a NATS server"),
+    (["--owner", "ann", "--scopes", "admin", "--nats-url", "nats://127.0.0.1:1"], "no NATS at"),
+    (["--owner", "ann", "--scopes", "admin"], "no service is known in"),
+]
+
+
+async def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    env = environment(TASKTRAIL_DATA_DIR=str(tmp_path))
+    said = await asyncio.gather(*(tasktrail("tokens", "create", *words, env=env) for words, _ in MISTAKES))
+    for one, (_, why) in zip(said, MISTAKES, strict=True):
+        assert (one.code, one.out) == (2, ""), one
+        assert why in one.err
