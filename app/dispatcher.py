@@ -33,6 +33,7 @@ AT_ONCE = 64
 """Actions under way at the same time."""
 AGAIN_S = 0.2
 TAKE_S = 2.0
+CLEAN_EVERY_S = 3600.0
 
 
 class Dispatcher:
@@ -82,6 +83,7 @@ class Dispatcher:
                     group.create_task(self._plan(group))
                     group.create_task(self._sweep(group))
                     group.create_task(self._fire())
+                group.create_task(self._clean())
             finally:
                 self._leads = False
                 await tail.close()
@@ -173,6 +175,14 @@ class Dispatcher:
                 log.info("dispatcher.swept", doubtful=len(doubtful))
             await self._begin(doubtful, group)
             self._woken.set()
+
+    async def _clean(self) -> None:
+        while True:
+            try:
+                await self._tasks.log.sweep_blobs()
+            except LogError as error:
+                log.warning("dispatcher.no_cleaning", error=str(error))
+            await asyncio.sleep(CLEAN_EVERY_S)
 
     async def _fire(self) -> None:
         while True:

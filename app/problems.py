@@ -7,7 +7,7 @@ from msgspec import Struct
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
 from app.feed import BadCursor
-from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown
+from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -60,6 +60,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadRequest: (400, "bad_request", "The request can't be understood"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
     BadSubject: (404, "not_found", "Not found"),
+    TooLarge: (413, "too_large", "Too large"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),

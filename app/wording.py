@@ -61,7 +61,7 @@ def line(recorded: Recorded) -> str:
 
 
 def about(fact: TaskFact | UnknownFact) -> str:
-    """What there is to say about a fact, beside its name."""
+    """What there is to say about a fact, beside its name. (A table, a case a fact: long, and not to be cut.)"""
     match fact:
         case TaskCreated(agent=agent, title=title):
             return f"for {agent}" + (f": {title}" if title else "")

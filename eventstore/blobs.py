@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from eventstore.connection import Connection, RefusedByServer
-from eventstore.log import LogError, LogUnavailable
+from eventstore.log import LogUnavailable, TooLarge
 from eventstore.stream import Stream
 
 BUCKET = "blobs"
@@ -20,11 +20,9 @@ CHUNK = 128 * 1024
 MAX_BLOB = 64 * 1024 * 1024
 
 
-class BlobTooLarge(LogError):
-    """A blob has at most 64 MiB."""
+class Meta(Struct):
+    """What is said of an object; `metadata` names the append that it belongs to."""
 
-
-class _Meta(Struct):
     name: str
     bucket: str
     nuid: str
@@ -33,13 +31,14 @@ class _Meta(Struct):
     digest: str
     mtime: str = ""
     deleted: bool = False
+    metadata: dict[str, str] = {}
 
 
 class JetStreamBlobs:
     """Blobs by name. Build with `open`."""
 
     def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+        self.stream = stream
 
     @classmethod
     async def open(cls, connection: Connection, *, replicas: int = 1) -> "JetStreamBlobs":
@@ -60,19 +59,19 @@ class JetStreamBlobs:
 
     async def close(self) -> None:
         """Let go of the connection's inbox."""
-        await self._stream.close()
+        await self.stream.close()
 
-    async def put(self, name: str, content: bytes) -> None:
-        """Store all of it, then say so: a reader finds it whole or not at all. Raises LogUnavailable, BlobTooLarge."""
+    async def put(self, name: str, content: bytes, *, subject: str = "", expected: int = 0) -> None:
+        """Store all of it, then say so: a reader finds it whole or not at all. Raises LogUnavailable, TooLarge."""
         if len(content) > MAX_BLOB:
-            raise BlobTooLarge(f"a blob has at most {MAX_BLOB} bytes, this one {len(content)}")
+            raise TooLarge(f"a blob has at most {MAX_BLOB} bytes, this one {len(content)}")
         digest = _digest(content)
         there = await self._meta(name)
         if there is not None and there.digest.rstrip("=") == digest.rstrip("="):
             return
         nuid = f"{random.getrandbits(128):032x}"
         pieces = [content[at : at + CHUNK] for at in range(0, len(content), CHUNK)]
-        meta = _Meta(
+        meta = Meta(
             name=name,
             bucket=BUCKET,
             nuid=nuid,
@@ -80,11 +79,12 @@ class JetStreamBlobs:
             chunks=len(pieces),
             digest=digest,
             mtime=datetime.now(UTC).isoformat(),
+            metadata={"subject": subject, "expected": str(expected)},
         )
         try:
             for piece in pieces:
-                await self._stream.publish(f"$O.{BUCKET}.C.{nuid}", piece)
-            await self._stream.publish(_meta_subject(name), msgspec.json.encode(meta), headers={"Nats-Rollup": "sub"})
+                await self.stream.publish(f"$O.{BUCKET}.C.{nuid}", piece)
+            await self.stream.publish(_meta_subject(name), msgspec.json.encode(meta), headers={"Nats-Rollup": "sub"})
         except RefusedByServer as error:
             raise LogUnavailable(f"blob {name}: {error}") from error
 
@@ -93,16 +93,23 @@ class JetStreamBlobs:
         meta = await self._meta(name)
         if meta is None:
             return None
-        content = b"".join(piece.stored for piece in await self._stream.batch(f"$O.{BUCKET}.C.{meta.nuid}"))
+        content = b"".join(piece.stored for piece in await self.stream.batch(f"$O.{BUCKET}.C.{meta.nuid}"))
         if _digest(content).rstrip("=") != meta.digest.rstrip("="):
             raise LogUnavailable(f"blob {name}: {len(content)} bytes that are not what was stored (a replica behind?)")
         return content
 
-    async def _meta(self, name: str) -> _Meta | None:
-        found = await self._stream.get(subject=_meta_subject(name))
+    async def purge(self, subject: str) -> None:
+        """Remove what is on one of the bucket's subjects. Raises LogUnavailable."""
+        try:
+            await self.stream.connection.api(f"STREAM.PURGE.{self.stream.name}", {"filter": subject})
+        except RefusedByServer as error:
+            raise LogUnavailable(str(error)) from error
+
+    async def _meta(self, name: str) -> Meta | None:
+        found = await self.stream.get(subject=_meta_subject(name))
         if found is None:
             return None
-        meta = msgspec.json.decode(found.stored, type=_Meta)
+        meta = msgspec.json.decode(found.stored, type=Meta)
         return None if meta.deleted else meta
 
 

@@ -5,10 +5,12 @@ from msgspec.structs import fields as struct_fields
 from msgspec.structs import replace
 
 from eventstore.events import Fact, Record, Stamp, TaskFact, UnknownFact
-from eventstore.log import LogError, Recorded, blob_reference, task_of_subject
+from eventstore.log import LogError, Recorded, TooLarge, blob_reference, task_of_subject
 
 MAX_INLINE = 256 * 1024
 """Bytes of a stored record over which its large fields become a blob."""
+MAX_STORED = 900 * 1024
+"""Bytes of a stored record at most: a NATS message has 1 MiB, headers included."""
 
 MIN_MOVED = 1024
 """Bytes of a field from which on moving it is worth while; a smaller one stays, for whoever folds needs it."""
@@ -62,19 +64,27 @@ def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
 
 
 def pack(record: Record) -> tuple[bytes, bytes | None]:
-    """The bytes to store, and the blob to store before them where the record is over MAX_INLINE."""
+    """The bytes to store, and the blob to store before them where the record is over MAX_INLINE. Raises TooLarge."""
     stored = encode(record)
-    if len(stored) <= MAX_INLINE or isinstance(record.fact, UnknownFact):
+    if len(stored) <= MAX_INLINE:
         return stored, None
+    if isinstance(record.fact, UnknownFact):
+        return _bounded(stored), None
     moved = _large_fields(record.fact, len(stored) - MAX_INLINE // 2)
     if not moved:
-        return stored, None
+        return _bounded(stored), None
     content = _encoder.encode({name: getattr(record.fact, name) for name in moved})
     defaults = {field.name: _default(field) for field in struct_fields(record.fact) if field.name in moved}
     small = replace(
         record, fact=replace(record.fact, **defaults), blob=blob_reference(record.record_id, content, moved)
     )
-    return encode(small), content
+    return _bounded(encode(small)), content
+
+
+def _bounded(stored: bytes) -> bytes:
+    if len(stored) > MAX_STORED:
+        raise TooLarge(f"a record has at most {MAX_STORED} bytes without what may go to a blob, this one {len(stored)}")
+    return stored
 
 
 def unpack(fact: TaskFact, blob: bytes) -> TaskFact:

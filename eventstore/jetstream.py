@@ -24,6 +24,7 @@ from eventstore.log import (
     task_subject,
 )
 from eventstore.stream import Ack, Expected, Stream
+from eventstore.sweep import sweep_blobs
 from eventstore.tail import StreamTail
 
 log = structlog.stdlib.get_logger()
@@ -100,7 +101,7 @@ class JetStreamLog:
         subject = task_subject(owner, task_id)
         stored, blob = codec.pack(record)
         if blob is not None:
-            await self.blobs.put(record.record_id, blob)
+            await self.blobs.put(record.record_id, blob, subject=subject, expected=expected)
         # What is given back is what a replay will see; and what could not be read back is not written.
         record = codec.decode(stored)
         async with self._window:
@@ -126,6 +127,10 @@ class JetStreamLog:
         tail = await StreamTail.open(self.connection, self._stream, on_arrival, on_reset, after=after)
         self._tails.append(tail)
         return tail
+
+    async def sweep_blobs(self) -> int:
+        """Remove the blobs whose fact never came; how many there were. Raises LogUnavailable."""
+        return await sweep_blobs(self.blobs, self._stream)
 
     async def close(self) -> None:
         """Stop the tails and let go of the connection's inboxes."""

@@ -5,6 +5,7 @@ LogError
 ├── OutcomeUnknown          the append may or may not have happened; repeating the request is safe
 ├── LogUnavailable          nothing was written: the log can't be reached
 ├── LogFull                 nothing was written: the log has no room
+├── TooLarge                nothing was written: no record, or no blob, may be as large as this
 └── BadSubject              a word that may not become part of a subject
 """
 
@@ -46,6 +47,10 @@ class LogUnavailable(LogError):
 
 class LogFull(LogError):
     """The log has no room for this; nothing was written."""
+
+
+class TooLarge(LogError):
+    """No record (or blob) may be as large as this; nothing was written."""
 
 
 class BadSubject(LogError):
@@ -157,8 +162,9 @@ OnReset = Callable[[], None]
 class Blobs(Protocol):
     """What is too big for a message, by name."""
 
-    async def put(self, name: str, content: bytes) -> None:
-        """Store; storing the same again changes nothing. Raises LogUnavailable."""
+    async def put(self, name: str, content: bytes, *, subject: str = "", expected: int = 0) -> None:
+        """Store; storing the same again changes nothing. `subject` and `expected` say of which append this is the
+        blob, so that one whose append never came can be told. Raises LogUnavailable, TooLarge."""
         ...
 
     async def get(self, name: str) -> bytes | None:
@@ -194,6 +200,10 @@ class EventLog(Protocol):
 
     async def last_sequence(self) -> int:
         """The leader's word for the log's last sequence. Raises LogUnavailable."""
+        ...
+
+    async def sweep_blobs(self) -> int:
+        """Remove the blobs whose fact never came; how many there were. Raises LogUnavailable."""
         ...
 
     async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> Tail:

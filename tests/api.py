@@ -61,9 +61,7 @@ class Api(Struct):
 
 
 @asynccontextmanager
-async def running(
-    nats: NatsAddress, *, http: HttpSettings | None = None, token: str = "tt_dev"
-) -> AsyncGenerator[Api]:
+async def running(nats: NatsAddress, *, http: HttpSettings | None = None, token: str = "tt_dev") -> AsyncGenerator[Api]:
     """Serve until the context ends."""
     http = http or HttpSettings()
     catalogue = Catalogue([Simulator()], default="simulator")

@@ -18,6 +18,7 @@ from msgspec import Struct, field
 
 import app
 from app import __version__
+from app.dialects.native import AgentList
 from tests.log.logs import SOON_S
 from tests.walk.serving import free_port
 
@@ -277,8 +278,10 @@ async def test_its_services_do_a_task_for_the_token_that_its_comment_makes(tmp_p
 async def do_a_task(url: str, token: str) -> None:
     headers = {"Authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=2 * SOON_S) as client:
-        agents = (await client.get("/agents")).json()
-        assert {agent["name"] for agent in agents["agents"]} == {"simulator", "researcher"}
+        agents = msgspec.json.decode((await client.get("/agents")).content, type=AgentList)
+        assert {agent.name for agent in agents.data} == {"simulator", "researcher"}
         answer = await client.post("/tasks", json={"input": "hello"}, headers={"Prefer": "wait=20"})
         assert answer.status_code == 201, answer.text
         assert answer.json()["status"] == "completed"
+        figures = (await client.get("/metrics")).text
+        assert all(f'process="{process}"' in figures for process in ("api", "worker", "projector"))

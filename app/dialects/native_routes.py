@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from litestar import Request, Response, Router, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Operation, RequestBody
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.types import ASGIApp
 
@@ -54,8 +56,22 @@ COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
 
+# The pattern is for the reader of the schema; what is no cursor is refused by `cursor_of`, in its own words.
+AFTER = QueryParameter(
+    description="an event id or a sequence", schema_extra={"pattern": "^[0-9]{1,19}(-[0-9]{1,19})?$"}
+)
+
 TaskPath = FromPath[str]
 Said = TypeVar("Said", bound=msgspec.Struct)
+
+
+@dataclass
+class MayHaveBody(Operation):
+    """An operation whose body may be left out (the framework says of all of them that they must be there)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
 
 
 @post("/tasks", status_code=201, responses={**COMMON, 200: TASK, 201: TASK, 413: PROBLEM, 422: PROBLEM}, tags=["tasks"])
@@ -122,7 +138,7 @@ async def get_events(
     tasks: NamedDependency[Tasks],
     streams: NamedDependency[Streams],
     revocations: NamedDependency[Revocations],
-    after: Annotated[str | None, QueryParameter(description="an event id or a sequence", max_length=60)] = None,
+    after: Annotated[str | None, AFTER] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
     token: Annotated[str | None, QueryParameter(description="on streams, instead of a header")] = None,
 ) -> ASGIApp:
@@ -161,7 +177,7 @@ async def get_blob(
     raise NotFound("this task has no such blob")
 
 
-@post("/tasks/{task_id:str}/cancel", status_code=200, responses=COMMANDED, tags=["tasks"])
+@post("/tasks/{task_id:str}/cancel", status_code=200, responses=COMMANDED, tags=["tasks"], operation_class=MayHaveBody)
 async def cancel_task(
     request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], data: JSONBody[Why | None] = None
 ) -> Response[bytes]:
@@ -170,7 +186,7 @@ async def cancel_task(
     return await _command(request, tasks, task_id, CancelTask(by=request.user.actor, reason=reason))
 
 
-@post("/tasks/{task_id:str}/pause", status_code=200, responses=COMMANDED, tags=["tasks"])
+@post("/tasks/{task_id:str}/pause", status_code=200, responses=COMMANDED, tags=["tasks"], operation_class=MayHaveBody)
 async def pause_task(
     request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], data: JSONBody[Why | None] = None
 ) -> Response[bytes]:
@@ -218,11 +234,13 @@ def routes() -> Router:
 
 
 async def strictly(request: Asked, data: Said) -> Said:
-    """The body again, decoded strictly: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
-    try:
-        return msgspec.json.decode(await request.body(), type=type(data))
-    except msgspec.DecodeError as error:
-        raise BadRequest(str(error)) from error
+    """What was said, if it was said so: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
+    said = msgspec.json.decode(await request.body(), type=dict[str, object])
+    for name, value in said.items():
+        taken = msgspec.to_builtins(getattr(data, name))
+        if taken != value or isinstance(taken, bool) != isinstance(value, bool):
+            raise BadRequest(f"{name} has another type than {type(value).__name__}")
+    return data
 
 
 async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:

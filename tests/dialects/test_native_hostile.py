@@ -123,7 +123,16 @@ async def test_numbers_are_kept_as_they_were_sent_or_refused(api: Api):
 
 
 async def test_text_is_kept_as_it_was_sent(api: Api):
-    for text in ("\x00", "a\x00b", "\u2028\u2029", "\r\n\n\ndata: x\n\n", "\U0001f600", "\ufeff", "\x7f\x1b[0m", "e\u0301"):
+    for text in (
+        "\x00",
+        "a\x00b",
+        "\u2028\u2029",
+        "\r\n\n\ndata: x\n\n",
+        "\U0001f600",
+        "\ufeff",
+        "\x7f\x1b[0m",
+        "e\u0301",
+    ):
         assert await kept(api, await api.client.post("/tasks", json={"input": {text or "k": text}})) == {text: text}
         task_id = await api.begin()
         said = await api.client.post(f"/tasks/{task_id}/messages", json={"text": text})
@@ -170,7 +179,12 @@ async def test_a_body_over_the_bound_is_too_large(nats_address: NatsAddress):
 
 
 async def test_other_kinds_of_bodies(api: Api):
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml"):
+    for kind in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/xml",
+    ):
         for content in (b"{}", b"a=b", b"--x--", b"<a/>"):
             answer = await api.client.post("/tasks", content=content, headers={"Content-Type": kind})
             assert answer.status_code in (201, 400, 415), (kind, content, answer.text)
@@ -179,9 +193,13 @@ async def test_other_kinds_of_bodies(api: Api):
 async def test_headers_that_make_no_sense_are_passed_over(api: Api):
     task_id = await api.begin()
     odd = "\u00ff\u0080".encode("latin-1")
-    headers = [(name, odd) for name in ("X-Request-Id", "traceparent", "Prefer", "If-None-Match", "Accept", "Cache-Control")]
+    headers = [
+        (name, odd) for name in ("X-Request-Id", "traceparent", "Prefer", "If-None-Match", "Accept", "Cache-Control")
+    ]
     assert (await api.client.get(f"/tasks/{task_id}", headers=headers)).status_code == 200
-    assert (await api.client.get(f"/tasks/{task_id}", headers={"If-None-Match": '"' + "9" * 500 + '"'})).status_code == 200
+    assert (
+        await api.client.get(f"/tasks/{task_id}", headers={"If-None-Match": '"' + "9" * 500 + '"'})
+    ).status_code == 200
     assert (await api.client.post("/tasks", json={}, headers=headers)).status_code == 201
     answer = await api.client.get("/agents", headers=[("Authorization", b"Bearer " + odd)])
     assert answer.status_code == 401

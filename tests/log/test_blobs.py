@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from eventstore.blobs import MAX_BLOB, BlobTooLarge
+from eventstore.blobs import MAX_BLOB
 from eventstore.connection import NatsAddress
-from eventstore.log import EventLog
+from eventstore.log import EventLog, TooLarge
 from eventstore.server import EmbeddedServer
 from tests.log.logs import jetstream
 
@@ -41,7 +41,7 @@ async def test_a_blob_is_never_seen_half_stored(log: EventLog):
 
 async def test_a_blob_that_is_too_large_is_refused(nats_address: NatsAddress):
     async with jetstream(nats_address) as log:
-        with pytest.raises(BlobTooLarge):
+        with pytest.raises(TooLarge):
             await log.blobs.put("name", bytes(MAX_BLOB + 1))
         assert await log.blobs.get("name") is None
 

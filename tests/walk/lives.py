@@ -108,9 +108,7 @@ def ending(task: Task, n: int) -> Command:
     return complete(task.run) if n % 3 == 1 else fail(task.run)
 
 
-async def live(
-    rooms: list[Tasks], task_id: TaskId, life: list[int], between: Callable[[int], Awaitable[None]]
-) -> None:
+async def live(rooms: list[Tasks], task_id: TaskId, life: list[int], between: Callable[[int], Awaitable[None]]) -> None:
     """Write this life, its rooms taking turns; `between` is called before each command."""
     for at, n in enumerate(life):
         await between(n)
@@ -195,4 +193,3 @@ async def frames_of(log: EventLog, task_id: TaskId, owner: Owner = ANN) -> list[
 async def room(log: EventLog, *, strict_reads: bool = False, max_attached: int = 10_000) -> Tasks:
     """A room on this log, as another process would have one."""
     return await Tasks.open(log, Metrics(), strict_reads=strict_reads, max_attached=max_attached)
-

@@ -57,7 +57,7 @@ def lines_of(written: str) -> list[Line]:
 
 async def test_a_whole_run_writes_events_and_no_secret(tmp_path: Path):
     data_dir = tmp_path / "data"
-    async with serving(data_dir, "--log-level", "debug", TASKTRAIL_TOKEN=TOKEN) as service:
+    async with serving(data_dir, "--log-level", "debug", environment={"TASKTRAIL_TOKEN": TOKEN}) as service:
         assert service.token == TOKEN
         passwords = msgspec.json.decode((data_dir / "nats-server.json").read_bytes(), type=Passwords)
         cut = await live(service)
