@@ -120,11 +120,15 @@ def serve(
     configure_logs(log_level, process="supervisor")
     if nats_url is None and (others["nats_creds"] or others["nats_ca"] or replicas != 1):
         raise click.UsageError("--nats-creds, --nats-ca and --replicas need --nats-url")
+    environment = os.environ | as_environment(context)
+    if nats_url is None:
+        # Nobody else serves this log: within one API process polls and streams tell one story, unasked.
+        environment.setdefault("TASKTRAIL_READS", "bounded")
     site = Site(
         data_dir=data_dir,
         http=http_settings(context.params),
         # The token is not among it: only this process needs it.
-        environment=without_token(dict(os.environ) | as_environment(context)),
+        environment=without_token(environment),
         nats=log_settings(context.params).nats if nats_url else None,
         token=token,
         replicas=replicas,

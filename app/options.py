@@ -117,9 +117,10 @@ WEB = (
     ),
     option(
         "--reads",
-        "strict: a poll has seen what any other process was told before; bounded: at most a second late.",
+        "strict: a poll has seen what any other process was told before; bounded: at most a second late. "
+        "[default: strict; bounded where `serve` starts a nats-server of its own, and so the only API]",
         click.Choice(["strict", "bounded"]),
-        default=HTTP.reads,
+        default=None,
     ),
     option("--max-body-bytes", "Larger requests are refused.", MANY, default=HTTP.max_body_bytes),
     option(
@@ -182,7 +183,8 @@ def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -
 
 def http_settings(given: Mapping[str, object]) -> HttpSettings:
     """From a command's parameters. Raises UsageError for a certificate that can't be used."""
-    http = msgspec.convert({name: given[name] for name in HttpSettings.__struct_fields__}, HttpSettings)
+    told = {name: given[name] for name in HttpSettings.__struct_fields__ if given[name] is not None}
+    http = msgspec.convert(told, HttpSettings)
     if http.ssl_keyfile and not http.ssl_certfile:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     if http.ssl_certfile:

@@ -72,7 +72,7 @@ class Ready(Struct, frozen=True, kw_only=True):
 
 
 async def serve(site: Site, announce: Callable[[Ready], None]) -> None:
-    """Run everything until SIGINT or SIGTERM, then stop it: the API first, nats-server last; a second signal kills.
+    """Run everything until SIGINT, SIGTERM or SIGHUP, then stop it: the API first, nats-server last; a second signal kills.
 
     `announce` is called when the API is ready. Raises ServeError, ChildGaveUp, DirectoryError, EmbeddedServerError,
     LogError; then nothing of it runs any more.
@@ -82,7 +82,7 @@ async def serve(site: Site, announce: Callable[[Ready], None]) -> None:
     def on_signal() -> None:
         (hurry if told.is_set() else told).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     async with AsyncExitStack() as house:
         running = asyncio.create_task(_run(site, announce, house, hurry))

@@ -1,4 +1,4 @@
-"""Sweeps what blobs leave behind: the blob is stored before its fact, and a crash between the two makes it an orphan."""
+"""Sweeps orphaned blobs: a blob is stored before its fact, and a crash between the two leaves it alone."""
 
 import base64
 from datetime import UTC, datetime, timedelta

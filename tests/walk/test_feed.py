@@ -155,7 +155,7 @@ async def test_a_token_in_the_query_is_for_streams_only(api: Api):
     task_id = await api.begin(complete_by_cancel())
     wire = await Wire.ask(api.url, f"/tasks/{task_id}/events?token={api.token}", STREAM)
     assert await whole(wire) == await api.frames(task_id)
-    refused = [
+    refused: list[tuple[str, dict[str, str]]] = [
         (f"/tasks/{task_id}/events?token={api.token}", {}),
         (f"/tasks/{task_id}?token={api.token}", {}),
         (f"/tasks/{task_id}?token={api.token}", STREAM),

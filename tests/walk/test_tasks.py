@@ -9,7 +9,7 @@ import pytest
 from app.attached import Reader
 from app.decide import CancelTask, ReceiveInput, Rejected, RequestPause, ResumeTask
 from app.tasks import KEY_LIVES, Done, Tasks, hashed_key, keyed_task_id
-from eventstore.events import Record, TaskCancelled, TaskCreated, TaskFact, TaskId
+from eventstore.events import Owner, Record, TaskCancelled, TaskCreated, TaskFact, TaskId
 from eventstore.log import EventLog, Recorded
 from eventstore.memory import MemoryLog
 from projections.task import Task
@@ -25,11 +25,11 @@ class CountingLog(MemoryLog):
         super().__init__()
         self.reads = 0
 
-    async def read(self, owner, task_id, *, after=0, limit=None):
+    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
         self.reads += 1
         return await super().read(owner, task_id, after=after, limit=limit)
 
-    async def last(self, owner, task_id):
+    async def last(self, owner: Owner, task_id: TaskId) -> int:
         self.reads += 1
         return await super().last(owner, task_id)
 

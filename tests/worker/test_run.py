@@ -23,6 +23,7 @@ from app.agents.agent import (
     sleep,
 )
 from app.agents.simulator import Simulator
+from app.attached import Attached
 from app.decide import (
     CreateTask,
     DecideReview,
@@ -33,7 +34,9 @@ from app.decide import (
     StartRun,
     StartStep,
 )
+from app.hold import Hold, SetDown
 from app.settings import WorkerSettings
+from app.tasks import Done
 from eventstore.events import (
     ApprovalMode,
     Json,
@@ -45,8 +48,10 @@ from eventstore.events import (
     TaskId,
     ToolUsed,
 )
+from eventstore.queue import Queue, WorkItem, announce_lost
 from projections.task import Task
-from tests.worker.house import HASTY, House, Own
+from tests.log.logs import new_task
+from tests.worker.house import ANN, CAUSE, HASTY, House, Own
 
 ONE_SLOT = WorkerSettings(slots=1, lease_s=20.0)
 
@@ -212,6 +217,7 @@ async def test_a_dry_run_that_died_between_its_plan_and_its_end_does_not_act_lat
     task_id = await house.submit(command=told(mode="dry_run"))
     await house.tell(task_id, StartRun(run=1, worker="dead"))
     await house.tell(task_id, ProposePlan(run=1, step=0, plan=(PlannedStep(tool="send"),)))
+    await announce_lost(house.connection, "dead")
 
     def work(_: Brief) -> Work:
         yield from propose((PlannedStep(tool="send"),))
@@ -276,6 +282,28 @@ async def test_a_task_paused_while_it_waits_is_answered_and_resumed_in_either_or
     assert (await house.reach(second, "waiting_for_input")).question == "Who?"
     await house.tell(second, ReceiveInput(text="Cem"))
     assert [(await house.reach(task_id, "completed")).result for task_id in (first, second)] == ["Ben", "Cem"]
+
+
+async def test_a_pause_that_is_taken_back_just_as_the_worker_obeys_it_does_not_set_the_run_down(house: House) -> None:
+    queue = await Queue.open(house.connection)
+    await queue.offer(WorkItem(owner=ANN, task_id=new_task(), agent="nobody"))
+    lease = await queue.take("nobody", wait_s=5.0)
+    assert lease is not None
+    task_id = await house.submit(command=told("nobody"))
+    await house.tell(task_id, StartRun(run=1, worker="w"))
+    wished = await house.tell(task_id, RequestPause())
+    assert isinstance(wished, Done)
+    await house.tell(task_id, ResumeTask())
+    # What it has attached says nothing (any more): it knows of the wish, and not that it was taken back.
+    hold = Hold(house.tasks, Attached(ANN, task_id), wished.task, lease, CAUSE)
+    await hold.may_begin()
+    assert (await house.tags(task_id))[-1] == "resumed"
+    await house.tell(task_id, RequestPause())
+    with pytest.raises(SetDown) as down:
+        await hold.may_begin()
+    assert down.value.finished
+    assert (await house.tags(task_id))[-1] == "paused"
+    await queue.close()
 
 
 async def test_a_cancelled_tasks_step_in_hand_ends_and_none_follows(house: House) -> None:
@@ -493,9 +521,11 @@ async def changed(house: House, first: Own, then: Own) -> Task:
     task_id = await house.submit(command=told())
     await house.reach(task_id, "waiting_for_input")
     await house.stop(worker)
-    house.work(then)
+    worker = house.work(then)
     await house.tell(task_id, ReceiveInput(text="go on"))
-    return await house.reach(task_id, "failed")
+    task = await house.reach(task_id, "failed")
+    await house.stop(worker)
+    return task
 
 
 async def test_an_agent_that_asks_otherwise_than_is_on_record_fails_clearly(house: House) -> None:
@@ -541,6 +571,7 @@ async def test_a_step_that_may_not_run_twice_fails_where_nobody_knows_how_far_it
         return task_id
 
     once, again = await cut_off(fail=True), await cut_off(fail=False)
+    await announce_lost(house.connection, "dead")
     house.work(Own(work))
     task = await house.reach(once, "failed")
     assert task.error is not None

@@ -1,0 +1,345 @@
+"""The documentation, held to the code: what it shows is run, what it lists is complete, what it names exists."""
+
+import ast
+import asyncio
+import os
+import re
+import shutil
+import signal
+import sys
+import tomllib
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import get_args
+
+import click
+import httpx
+import pytest
+import pytest_asyncio
+from msgspec import Struct
+
+from app.agents.scenario import VERBS, Failure
+from app.cli import tasktrail
+from app.decide import Reason
+from app.dialects.native import AgentBody, EventPage, NewMessage, NewReview, NewTask, PublicStatus, TaskBody, Why
+from app.problems import CODES, ERRORS, REJECTED, ProblemDetails
+from eventstore import events
+from eventstore.connection import NatsAddress
+from eventstore.tokens import SCOPES
+from tests.walk.serving import Serving, clean_environment, free_port, serving
+
+PROJECT = Path(__file__).parents[1]
+DOCS = PROJECT / "docs"
+CLUSTER = DOCS / "how-to" / "run-against-a-cluster.md"
+RUN = [PROJECT / "README.md", DOCS / "tutorial.md", *sorted(set((DOCS / "how-to").glob("*.md")) - {CLUSTER})]
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"^\$ (?P<command>(?:[^\n]*\\\n)*[^\n]*)\n(?P<shown>(?:(?!\$ )[^\n]*\n)*)", re.M)
+A_PROBLEM = re.compile(r'^\{"title":.*"status":\d', re.M)
+WITHIN_S = 100
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the pages use curl, and there is none here")
+
+
+class Block(Struct, frozen=True):
+    """A fenced block of a page; `why_not` says why it can't be run."""
+
+    line: int
+    language: str
+    text: str
+    why_not: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(text.count("\n", 0, found.start("language")) + 1, found["language"], found["text"], found["why"])
+        for found in FENCE.finditer(text)
+    ]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(PROJECT))
+
+
+def read(path: str) -> str:
+    return (DOCS / path).read_text()
+
+
+def quoted(text: str) -> set[str]:
+    """The words that stand in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def steps(page: Path) -> Iterator[tuple[str, str, str]]:
+    """Where each thing to run stands, what it is, and what is shown as its output."""
+    for block in blocks(page):
+        if block.why_not is not None:
+            continue
+        if block.language == "python":
+            yield f"{name(page)}:{block.line}", f"{sys.executable} - <<'SNIPPET'\n{block.text}SNIPPET", ""
+        elif block.language == "console":
+            for found in COMMAND.finditer(block.text):
+                line = block.line + 1 + block.text.count("\n", 0, found.start())
+                yield f"{name(page)}:{line}", found["command"], found["shown"]
+
+
+def looks_like(shown: str) -> re.Pattern[str]:
+    """What is shown, where `…` stands for anything in a line and, alone, for any lines."""
+    lines = [
+        r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
+        for line in shown.rstrip("\n").split("\n")
+    ]
+    return re.compile("".join(lines))
+
+
+async def run_page(page: Path, directory: Path, **environment: str) -> None:
+    """Run all of a page in one shell, which is left where something fails; compare what comes with what is shown."""
+    wanted = list(steps(page))
+    assert wanted, f"{name(page)} shows nothing to run"
+    script = "set -eu\n" + "".join(
+        f"echo {number} > at\n{{ {what}\n}} > said-{number} 2>&1\n" for number, (_, what, _) in enumerate(wanted)
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = await asyncio.create_subprocess_exec(
+        *("sh", "-c", script),
+        cwd=directory,
+        env=clean_environment(PATH=path, PYTHONPATH=str(PROJECT), **environment),
+        stdout=PIPE,
+        stderr=STDOUT,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            said, _ = await shell.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)  # and what it started in the background
+        await shell.wait()
+        last = int((directory / "at").read_text())
+        where = "\n".join(wanted[last][:2])
+        reached = f"{where}\n{(directory / f'said-{last}').read_text()}"
+    assert shell.returncode == 0, f"{reached}{said.decode()}"
+    assert last == len(wanted) - 1, reached
+    for number, (place, what, shown) in enumerate(wanted):
+        came = (directory / f"said-{number}").read_text().replace("\r", "").rstrip("\n") + "\n"
+        if shown.strip():
+            assert looks_like(shown).fullmatch(came), f"{place}\n{what}\n--- shown\n{shown}--- came\n{came}"
+        else:
+            assert not A_PROBLEM.search(came), f"{place}\n{what}\n{came}"
+
+
+def at_home(directory: Path) -> Path:
+    """As the project's directory is after `make install`."""
+    (directory / ".venv").symlink_to(sys.prefix)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return at_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(home: Path) -> AsyncGenerator[Serving]:
+    """The service that `make serve` starts, in a directory of its own and on a port of its own."""
+    async with serving(home / ".tasktrail") as service:
+        yield service
+
+
+@needs_curl
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("page", RUN, ids=name)
+async def test_what_a_page_shows_works_as_shown(page: Path, service: Serving, home: Path) -> None:
+    await run_page(page, home, URL=service.url, TOKEN=service.token)
+
+
+@needs_curl
+async def test_what_the_cluster_page_shows_works_as_shown(nats_address: NatsAddress, tmp_path: Path) -> None:
+    await run_page(CLUSTER, at_home(tmp_path), NATS_URL=nats_address.url, PORT=str(free_port()))
+
+
+@pytest.mark.parametrize("page", [*RUN, CLUSTER], ids=name)
+def test_what_is_not_run_says_why(page: Path) -> None:
+    for block in blocks(page):
+        runs = block.language in ("console", "python")
+        assert runs or block.language in ("json", "text"), f"{name(page)}:{block.line}: nobody runs {block.language!r}"
+        assert block.why_not is None or len(block.why_not) > 20, f"{name(page)}:{block.line}: that is no reason"
+    assert (PROJECT / "README.md").read_text().count("<!-- not run") == 2
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_every_route_and_every_metric_is_told(service: Serving) -> None:
+    async with httpx.AsyncClient(base_url=service.url) as client:
+        paths: dict[str, dict[str, object]] = (await client.get("/docs/openapi.json")).json()["paths"]
+        figures = (await client.get("/metrics")).text
+    routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    told = set(re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", read("reference/http-api.md"), re.M))
+    assert told == routes
+    metrics = set(re.findall(r"^# TYPE (\w+)", figures, re.M))
+    assert metrics
+    assert metrics == {word for word in quoted(read("how-to/on-call.md")) if word.startswith("tasktrail_")}
+
+
+def test_every_field_and_status_of_the_api_is_told() -> None:
+    told = quoted(read("reference/http-api.md"))
+    shapes = (TaskBody, NewTask, ProblemDetails, events.Problem, events.Usage, events.PlannedStep)
+    fields = {field for shape in shapes for field in shape.__struct_fields__}
+    assert fields | set(get_args(PublicStatus)) | set(SCOPES) <= told
+    page = read("reference/http-api.md")
+    for shape in (NewMessage, NewReview, Why, EventPage, AgentBody):
+        assert all(f'"{field}"' in page for field in shape.__struct_fields__), shape
+
+
+def test_every_problem_is_told_with_its_status() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \|", read("reference/http-api.md"), re.M)
+    told = {(code, int(status)) for codes, status in rows for code in quoted(codes)}
+    known = {(code, status) for status, code, _ in ERRORS.values()} | {(code, status) for status, code in CODES.items()}
+    known |= set(REJECTED.items())
+    assert told == known
+
+
+def test_every_fact_is_told_with_all_its_fields() -> None:
+    page = read("reference/facts.md")
+    sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", page, re.M | re.S))
+    facts = {
+        str(fact.__struct_config__.tag): fact for fact in (*get_args(events.TaskFact), *get_args(events.SessionFact))
+    }
+    assert sections.keys() == facts.keys()
+    for tag, fact in facts.items():
+        assert {fact.__name__, *fact.__struct_fields__} <= quoted(sections[tag]), tag
+        rows = "".join(re.findall(r"^\| (`[^|]*) \|", sections[tag], re.M))
+        assert quoted(rows) <= set(fact.__struct_fields__), tag
+    shapes = (
+        events.Record,
+        events.BlobReference,
+        events.FileReference,
+        events.PlannedStep,
+        events.Problem,
+        events.Usage,
+    )
+    fields = {field for shape in shapes for field in shape.__struct_fields__}
+    assert fields | set(get_args(events.StepKind)) <= quoted(page)
+
+
+def commands(command: click.Command, called: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield called, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for one in command.list_commands(context):
+            found = command.get_command(context, one)
+            assert found is not None
+            yield from commands(found, (*called, one))
+
+
+def test_every_option_of_every_command_is_told_with_its_variable() -> None:
+    page = read("reference/settings.md")
+    told = quoted(page)
+    known = {"TASKTRAIL_TEST_NATS_URL", "TASKTRAIL_<COMMAND>_<OPTION>"}
+    for called, command in commands(tasktrail):
+        assert not called or re.search(rf"`(tasktrail )?{' '.join(called)}[` ]", page), called
+        for option in command.get_params(click.Context(command)):
+            if not isinstance(option, click.Option) or option.hidden or option.name in ("help", "version"):
+                continue
+            assert option.opts[0] in told, (called, option.opts)
+            known.add(option.opts[0])
+            if isinstance(option.envvar, str):
+                assert f"| `{option.opts[0]}` | `{option.envvar}` |" in page or f"(`{option.envvar}`" in page, (
+                    option.opts
+                )
+                known.add(option.envvar)
+    assert {word for word in told if word.startswith(("--", "TASKTRAIL_"))} - {"--help"} <= known
+
+
+def test_every_step_of_a_scenario_is_told_with_its_fields() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (`[^|]+) \|", read("reference/simulator.md"), re.M)
+    assert {verb: quoted(fields) for verb, fields in rows} == {
+        verb: set(shape.__struct_fields__) for verb, shape in VERBS.items()
+    }
+    fields = {field for shape in (events.Usage, events.PlannedStep, Failure) for field in shape.__struct_fields__}
+    assert fields <= quoted(read("reference/simulator.md"))
+
+
+def sources() -> list[Path]:
+    return [path for room in ("app", "projections", "eventstore") for path in sorted((PROJECT / room).rglob("*.py"))]
+
+
+def test_every_event_of_the_logs_is_told() -> None:
+    written = re.compile(r"(?:log\.(?:info|warning|error|exception)|write)\(\s*\"(\w+\.\w+)\"")
+    known = {event for path in sources() for event in written.findall(path.read_text())}
+    rows = re.findall(r"^\| (`\w+\.[^|]+) \|", read("how-to/on-call.md"), re.M)
+    assert {event for row in rows for event in quoted(row)} == known
+
+
+def test_every_dependency_is_told() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted: list[str] = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[^\w-]", one)[0] for one in wanted}
+    assert set(re.findall(r"^\| `([\w-]+)` \| \w", read("decisions/dependencies.md"), re.M)) == names
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set[Path](), [PROJECT / "README.md", DOCS / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page.suffix != ".md" or page in reached:
+            continue
+        reached.add(page)
+        waiting += [page.parent / link for link in re.findall(r"\]\(([^)#:\s]+)", page.read_text())]
+    assert set(PAGES) <= reached
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_page_names_a_machine_or_a_registry(page: Path) -> None:
+    places = (
+        r"(?<![\w.])/(?:work|home|root|tmp|usr|var|opt|mnt|Users)/|pypi\.org|pythonhosted|npmjs|docker\.io|ghcr\.io"
+    )
+    assert re.findall(places, page.read_text()) == []
+
+
+def defined() -> set[str]:
+    """Functions and classes of the code and the tests; methods by their class too."""
+    names = set[str]()
+    for path in [*sources(), *(PROJECT / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+                names |= {f"{node.name}.{method.name}" for method in methods}
+    return names
+
+
+def test_the_walk_and_the_decisions_name_what_is_there() -> None:
+    files = {str(path.relative_to(PROJECT)) for path in [*sources(), *(PROJECT / "tests").rglob("*.py")]}
+    known = defined() | set(get_args(Reason)) | {word for word in quoted(read("reference/facts.md")) if "_" in word}
+    for page in (DOCS / "walk.md", *(DOCS / "decisions").glob("*.md")):
+        for word in quoted(page.read_text()):
+            if word.endswith(".py"):
+                assert any(file.endswith(f"/{word}") or file == word for file in files), (name(page), word)
+            elif re.fullmatch(r"[A-Z][a-z]+\w*(\.\w+)?|test_\w+|\w+_\w+", word) and page.name != "dependencies.md":
+                assert word in known or word in ("None", "sync_interval"), (name(page), word)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_make_is_asked_for_it_can_do(page: Path) -> None:
+    targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text())) <= set(targets)
