@@ -200,9 +200,8 @@ async def _with_pings(
                 while not (await asyncio.wait({page}, timeout=every_s))[0]:
                     yield []
             finally:
-                if not page.done():
-                    page.cancel()
-                    await asyncio.wait({page})
+                page.cancel()  # no harm to one that is done; and its outcome is looked at in any case
+                await asyncio.gather(page, return_exceptions=True)
             found = page.result()
             if isinstance(found, tuple):
                 return

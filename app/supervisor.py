@@ -72,7 +72,7 @@ class Ready(Struct, frozen=True, kw_only=True):
 
 
 async def serve(site: Site, announce: Callable[[Ready], None]) -> None:
-    """Run everything until SIGINT, SIGTERM or SIGHUP, then stop it: the API first, nats-server last; a second signal kills.
+    """Run until SIGINT, SIGTERM or SIGHUP, then stop all of it: the API first, nats-server last; a second signal kills.
 
     `announce` is called when the API is ready. Raises ServeError, ChildGaveUp, DirectoryError, EmbeddedServerError,
     LogError; then nothing of it runs any more.

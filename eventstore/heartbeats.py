@@ -1,6 +1,7 @@
 """Heartbeats for leases, from a thread of their own; and the question whether a run is alive, which it answers."""
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +34,13 @@ class HeartbeatThread:
 
     def __init__(self, address: NatsAddress) -> None:
         self._opened: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=self._run, args=(address,), name="heartbeats", daemon=True)
+        self._thread = threading.Thread(
+            # In a copy of our context: it holds what the log lines of this process carry.
+            target=contextvars.copy_context().run,
+            args=(self._run, address),
+            name="heartbeats",
+            daemon=True,
+        )
         self._attending: dict[Lease, asyncio.Task[None]] = {}
 
     @classmethod

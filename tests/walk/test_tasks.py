@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.attached import Reader
+from app.attached import RECENT, Reader
 from app.decide import CancelTask, ReceiveInput, Rejected, RequestPause, ResumeTask
 from app.tasks import KEY_LIVES, Done, Tasks, hashed_key, keyed_task_id
 from eventstore.events import Owner, Record, TaskCancelled, TaskCreated, TaskFact, TaskId
@@ -32,6 +32,20 @@ class CountingLog(MemoryLog):
     async def last(self, owner: Owner, task_id: TaskId) -> int:
         self.reads += 1
         return await super().last(owner, task_id)
+
+
+class FarLog(MemoryLog):
+    """The log in memory, whose answers are a while on their way."""
+
+    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+        found = await super().read(owner, task_id, after=after, limit=limit)
+        await asyncio.sleep(0.01)
+        return found
+
+    async def last(self, owner: Owner, task_id: TaskId) -> int:
+        found = await super().last(owner, task_id)
+        await asyncio.sleep(0.01)
+        return found
 
 
 async def begun(tasks: Tasks, *, run: bool = False) -> TaskId:
@@ -257,6 +271,39 @@ async def test_a_reader_that_falls_behind_is_cut_and_no_writer_waits_for_it(task
         assert slow.cut.result() == "slow"
         assert len(await quick.take()) == 20
         attached.readers -= {slow, quick}
+
+
+async def test_what_happens_while_a_task_is_being_read_is_not_lost():
+    log = FarLog()
+    tasks, other = await room(log), await room(log)
+    for later in range(12):
+        task_id = await begun(tasks, run=True)
+        polling = asyncio.ensure_future(seen(other, task_id))
+        for _ in range(later):
+            await asyncio.sleep(0)
+        await tasks.execute(ANN, task_id, complete(), CAUSE)
+        await polling
+        async with other.attach(ANN, task_id) as attached:
+            assert await attached.until(lambda task: task.ended, 2), later
+    for one in (tasks, other, log):
+        await one.close()
+
+
+async def test_a_long_task_is_resumed_at_any_of_its_facts(tasks: Tasks):
+    task_id = new_task()
+    records = await grow(tasks.log, task_id, 2 * RECENT)
+    async with tasks.attach(ANN, task_id) as attached:
+        attached.apply((await grow(tasks.log, task_id, 1, records[-1]))[0])
+        expected = [recorded.stored for recorded in await tasks.log.read(ANN, task_id)]
+        for at in range(0, len(records), 5):
+            pages = tasks.follow(attached, Reader(1_000_000), after=records[at].sequence)
+            found: list[bytes] = []
+            while len(found) < len(expected) - at - 1:
+                page = await anext(pages)
+                assert page is not None
+                found += [recorded.stored for recorded in page]
+            assert found == expected[at + 1 :]
+            await pages.aclose()
 
 
 @pytest.mark.parametrize("where", ["memory"], indirect=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.agents.agent import Agent, Brief, Work
+from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
 from app.decide import CancelTask, Command, CreateTask, Rejected
@@ -36,20 +36,6 @@ CALM = WorkerSettings(lease_s=20.0, sweep_s=60.0)
 """Nothing is late, nothing is swept: what happens does not rest on either."""
 HASTY = WorkerSettings(lease_s=1.5, sweep_s=0.5)
 """What lets a lost lease, or the sweep, be seen soon."""
-
-
-class Own:
-    """An agent of the test's own."""
-
-    description = "does what a test wants"
-
-    def __init__(self, work: Callable[[Brief], Work], *, name: str = "own", limit: int = 32) -> None:
-        self.name = name
-        self.limit = limit
-        self._work = work
-
-    def run(self, brief: Brief) -> Work:
-        return self._work(brief)
 
 
 class House:
@@ -141,6 +127,16 @@ class House:
         """Its runs, and whether each began because the one before was lost."""
         return [(fact.run, fact.lost) for fact in await self.facts(task_id) if isinstance(fact, TaskStarted)]
 
+    async def offered(self, agent: str) -> None:
+        """Return once there is an item for this agent on the queue."""
+        async with asyncio.timeout(SOON_S):
+            while True:
+                with contextlib.suppress(LogError):
+                    body = await self.connection.api("STREAM.INFO.WORK", {"subjects_filter": f"work.{agent}"})
+                    if f"work.{agent}" in str(body):
+                        return
+                await asyncio.sleep(0.02)
+
     async def cancel(self, *task_ids: TaskId) -> None:
         """End them, so that nothing runs on."""
         for task_id in task_ids:
@@ -228,10 +224,9 @@ class Child:
     async def _listen(self) -> None:
         assert self._process.stderr is not None
         async for line in self._process.stderr:
+            sys.stderr.write(f"{self.name}: {line.decode()}")
             with contextlib.suppress(msgspec.MsgspecError):
                 event = msgspec.json.decode(line, type=dict[str, Json]).get("event")
                 async with self._said:
                     self._events.append(str(event))
                     self._said.notify_all()
-                continue
-            sys.stderr.write(f"{self.name}: {line.decode()}")

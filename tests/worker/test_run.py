@@ -1,8 +1,6 @@
-"""The whole life of a task through a dispatcher and a worker, on a real log: what an agent asks and what it is told."""
+"""A task's life through a dispatcher and a worker, on a real log: its steps, their answers, and how they break."""
 
-import asyncio
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime
 
 import pytest
 
@@ -16,86 +14,30 @@ from app.agents.agent import (
     ask,
     call_tool,
     draw_random,
-    propose,
     read_clock,
-    read_inbox,
     say,
     sleep,
 )
-from app.agents.simulator import Simulator
-from app.attached import Attached
 from app.decide import (
-    CreateTask,
-    DecideReview,
-    ProposePlan,
     ReceiveInput,
-    RequestPause,
-    ResumeTask,
     StartRun,
     StartStep,
 )
-from app.hold import Hold, SetDown
-from app.settings import WorkerSettings
-from app.tasks import Done
 from eventstore.events import (
-    ApprovalMode,
     Json,
     PartialProduced,
-    PlannedStep,
-    PlanProposed,
     RunFailed,
-    StepFinished,
     TaskId,
     ToolUsed,
 )
-from eventstore.queue import Queue, WorkItem, announce_lost
 from projections.task import Task
-from tests.log.logs import new_task
-from tests.worker.house import ANN, CAUSE, HASTY, House, Own
-
-ONE_SLOT = WorkerSettings(slots=1, lease_s=20.0)
+from tests.worker.agents import Own, told
+from tests.worker.house import HASTY, House
 
 
 @pytest.fixture(autouse=True)
 async def dispatched(house: House) -> None:
     house.dispatch(HASTY)
-
-
-def told(agent: str = "own", *, given: Json = None, mode: ApprovalMode = "auto", max_failures: int = 5) -> CreateTask:
-    return CreateTask(agent=agent, fingerprint="f", input=given, approval_mode=mode, max_failures=max_failures)
-
-
-def scenario(*steps: Json, mode: ApprovalMode = "auto", timeout_s: float | None = None) -> CreateTask:
-    deadline = None if timeout_s is None else datetime.now(UTC) + timedelta(seconds=timeout_s)
-    return CreateTask(
-        agent="simulator", fingerprint="f", input={"steps": list(steps)}, approval_mode=mode, deadline=deadline
-    )
-
-
-class Gate:
-    """A tool that says that it acts, and ends when it is let."""
-
-    def __init__(self) -> None:
-        self.acting = asyncio.Event()
-        self.let = asyncio.Event()
-        self.acted = 0
-
-    async def act(self, _: Act) -> Json:
-        self.acting.set()
-        await self.let.wait()
-        self.acted += 1
-        return "acted"
-
-
-def acts_twice(gate: Gate, acted: list[str]) -> Own:
-    """Its first tool is the gate; its second tells that it was reached."""
-
-    def work(_: Brief) -> Work:
-        yield from call_tool("first", None, gate.act)
-        yield from call_tool("second", None, lambda act: acted.append(act.idempotency_key))
-        return "both"
-
-    return Own(work)
 
 
 async def test_a_task_runs_to_its_end_and_its_facts_tell_how(house: House) -> None:
@@ -114,259 +56,6 @@ async def test_a_task_runs_to_its_end_and_its_facts_tell_how(house: House) -> No
         *("created", "started", "step_started", "tool_used", "partial", "step_finished"),
         *("step_finished", "step_finished", "completed"),
     ]
-
-
-async def test_a_question_is_answered_in_a_second_run_which_is_no_failure(house: House, tmp_path: Path) -> None:
-    effects = tmp_path / "effects"
-    house.work(Simulator(effects=effects))
-    task_id = await house.submit({"tool": "before"}, {"ask": "Who?"}, {"tool": "after"}, {"complete": "For {answer}"})
-    waiting = await house.reach(task_id, "waiting_for_input")
-    assert (waiting.question, waiting.worker) == ("Who?", None)
-    await house.tell(task_id, ReceiveInput(text="Ben"))
-    task = await house.reach(task_id, "completed")
-    assert (task.result, task.run, task.failures) == ("For Ben", 2, 0)
-    assert effects.read_text().split("\n") == [f"{task_id} {task_id}:0", f"{task_id} {task_id}:2", ""]
-
-
-async def test_a_review_may_be_approved_or_refused(house: House) -> None:
-    house.work()
-    yes, no = [await house.submit({"review": "Send it?"}, {"complete": "sent"}) for _ in range(2)]
-    for task_id, approved in ((yes, True), (no, False)):
-        assert (await house.reach(task_id, "awaiting_review")).review == "Send it?"
-        await house.tell(task_id, DecideReview(approved=approved, feedback="so be it"))
-    assert (await house.reach(yes, "completed")).result == "sent"
-    refused = await house.reach(no, "failed")
-    assert refused.error is not None
-    assert (refused.error.code, refused.error.message) == ("review_refused", "so be it")
-
-
-async def test_under_confirm_nothing_acts_before_its_plan_is_approved(house: House, tmp_path: Path) -> None:
-    effects = tmp_path / "effects"
-    house.work(Simulator(effects=effects))
-    steps = {"tool": "search"}, {"complete": "found"}
-    yes, no = [await house.submit(command=scenario(*steps, mode="confirm")) for _ in range(2)]
-    for task_id in (yes, no):
-        assert [step.tool for step in (await house.reach(task_id, "awaiting_review")).plan] == ["search"]
-    assert not effects.exists()
-    await house.tell(no, DecideReview(approved=False))
-    refused = await house.reach(no, "failed")
-    assert refused.error is not None
-    assert refused.error.code == "plan_refused"
-    await house.tell(yes, DecideReview(approved=True))
-    assert (await house.reach(yes, "completed")).result == "found"
-    assert effects.read_text() == f"{yes} {yes}:1\n"
-
-
-async def test_a_dry_run_ends_with_its_plan(house: House, tmp_path: Path) -> None:
-    effects = tmp_path / "effects"
-    house.work(Simulator(effects=effects))
-    task_id = await house.submit(command=scenario({"say": "I would"}, {"tool": "search"}, mode="dry_run"))
-    task = await house.reach(task_id, "completed")
-    assert [step.tool for step in task.plan] == ["search"]
-    assert not effects.exists()
-
-
-def acts_unplanned(acted: list[str]) -> Own:
-    def work(_: Brief) -> Work:
-        yield from say("I just do it.")
-        yield from call_tool("send", None, lambda act: acted.append(act.idempotency_key))
-        return "sent"
-
-    return Own(work)
-
-
-async def test_an_agent_that_reaches_a_tool_without_a_plan_has_proposed_just_that(house: House) -> None:
-    acted: list[str] = []
-    house.work(acts_unplanned(acted))
-    dry = await house.submit(command=told(mode="dry_run"))
-    assert [step.tool for step in (await house.reach(dry, "completed")).plan] == ["send"]
-    yes, no = [await house.submit(command=told(mode="confirm")) for _ in range(2)]
-    for task_id, approved in ((yes, True), (no, False)):
-        assert [step.tool for step in (await house.reach(task_id, "awaiting_review")).plan] == ["send"]
-        assert acted == ([f"{yes}:2"] if not approved else [])
-        await house.tell(task_id, DecideReview(approved=approved))
-        await house.reach(task_id, lambda task: task.ended)
-    assert acted == [f"{yes}:2"]
-    assert (await house.reach(yes, "completed")).result == "sent"
-    refused = await house.reach(no, "failed")
-    assert refused.error is not None
-    assert refused.error.code == "plan_refused"
-
-
-async def test_a_refused_plan_lets_nothing_act_either(house: House) -> None:
-    acted: list[str] = []
-
-    def work(_: Brief) -> Work:
-        yield from propose((PlannedStep(tool="send"),))  # whatever they say
-        yield from call_tool("send", None, lambda act: acted.append(act.idempotency_key))
-        return "sent"
-
-    house.work(Own(work))
-    task_id = await house.submit(command=told(mode="confirm"))
-    await house.reach(task_id, "awaiting_review")
-    await house.tell(task_id, DecideReview(approved=False))
-    await house.reach(task_id, lambda task: task.status == "awaiting_review" and task.asked_step == 1)
-    assert acted == []
-    await house.tell(task_id, DecideReview(approved=True))
-    await house.reach(task_id, "completed")
-    assert acted == [f"{task_id}:2"]
-
-
-async def test_a_dry_run_that_died_between_its_plan_and_its_end_does_not_act_later(house: House) -> None:
-    acted: list[str] = []
-    task_id = await house.submit(command=told(mode="dry_run"))
-    await house.tell(task_id, StartRun(run=1, worker="dead"))
-    await house.tell(task_id, ProposePlan(run=1, step=0, plan=(PlannedStep(tool="send"),)))
-    await announce_lost(house.connection, "dead")
-
-    def work(_: Brief) -> Work:
-        yield from propose((PlannedStep(tool="send"),))
-        yield from call_tool("send", None, lambda act: acted.append(act.idempotency_key))
-        return "sent"
-
-    house.work(Own(work))
-    assert (await house.reach(task_id, "completed")).run == 2
-    assert acted == []
-
-
-async def test_a_pause_waits_for_the_step_in_hand_and_a_resumed_task_goes_on_behind_it(house: House) -> None:
-    gate, acted = Gate(), list[str]()
-    house.work(acts_twice(gate, acted))
-    task_id = await house.submit(command=told())
-    await gate.acting.wait()
-    await house.tell(task_id, RequestPause(reason="lunch"))
-    assert (await house.reach(task_id, lambda task: task.pause_requested)).status == "running"
-    gate.let.set()
-    paused = await house.reach(task_id, "paused")
-    assert (paused.steps, acted) == (1, [])
-    await house.tell(task_id, ResumeTask())
-    task = await house.reach(task_id, "completed")
-    assert (task.result, task.run, task.failures) == ("both", 2, 0)
-    assert (gate.acted, acted) == (1, [f"{task_id}:1"])
-
-
-async def test_a_pause_that_is_taken_back_in_time_is_none(house: House) -> None:
-    gate, acted = Gate(), list[str]()
-    house.work(acts_twice(gate, acted))
-    task_id = await house.submit(command=told())
-    await gate.acting.wait()
-    await house.tell(task_id, RequestPause())
-    await house.tell(task_id, ResumeTask())
-    gate.let.set()
-    assert (await house.reach(task_id, "completed")).run == 1
-    assert "paused" not in await house.tags(task_id)
-
-
-async def test_an_agent_that_only_speaks_is_paused_too(house: House) -> None:
-    house.work()
-    task_id = await house.submit({"repeat": 400, "steps": [{"say": "On and on. ", "takes": 0.05}]})
-    await house.reach(task_id, lambda task: task.steps > 1)
-    await house.tell(task_id, RequestPause())
-    paused = await house.reach(task_id, "paused")
-    await house.tell(task_id, ResumeTask())
-    assert (await house.reach(task_id, lambda task: task.steps > paused.steps)).run == 2
-    await house.cancel(task_id)
-
-
-async def test_a_task_paused_while_it_waits_is_answered_and_resumed_in_either_order(house: House) -> None:
-    house.work()
-    first, second = [await house.submit({"ask": "Who?"}, {"complete": "{answer}"}) for _ in range(2)]
-    for task_id in (first, second):
-        await house.reach(task_id, "waiting_for_input")
-        await house.tell(task_id, RequestPause())
-        await house.reach(task_id, "paused")
-    await house.tell(first, ReceiveInput(text="Ben"))
-    assert (await house.reach(first, lambda task: task.question is None)).status == "paused"
-    await house.tell(first, ResumeTask())
-    await house.tell(second, ResumeTask())
-    assert (await house.reach(second, "waiting_for_input")).question == "Who?"
-    await house.tell(second, ReceiveInput(text="Cem"))
-    assert [(await house.reach(task_id, "completed")).result for task_id in (first, second)] == ["Ben", "Cem"]
-
-
-async def test_a_pause_that_is_taken_back_just_as_the_worker_obeys_it_does_not_set_the_run_down(house: House) -> None:
-    queue = await Queue.open(house.connection)
-    await queue.offer(WorkItem(owner=ANN, task_id=new_task(), agent="nobody"))
-    lease = await queue.take("nobody", wait_s=5.0)
-    assert lease is not None
-    task_id = await house.submit(command=told("nobody"))
-    await house.tell(task_id, StartRun(run=1, worker="w"))
-    wished = await house.tell(task_id, RequestPause())
-    assert isinstance(wished, Done)
-    await house.tell(task_id, ResumeTask())
-    # What it has attached says nothing (any more): it knows of the wish, and not that it was taken back.
-    hold = Hold(house.tasks, Attached(ANN, task_id), wished.task, lease, CAUSE)
-    await hold.may_begin()
-    assert (await house.tags(task_id))[-1] == "resumed"
-    await house.tell(task_id, RequestPause())
-    with pytest.raises(SetDown) as down:
-        await hold.may_begin()
-    assert down.value.finished
-    assert (await house.tags(task_id))[-1] == "paused"
-    await queue.close()
-
-
-async def test_a_cancelled_tasks_step_in_hand_ends_and_none_follows(house: House) -> None:
-    gate, acted = Gate(), list[str]()
-    house.work(acts_twice(gate, acted))
-    task_id = await house.submit(command=told())
-    await gate.acting.wait()
-    await house.cancel(task_id)
-    gate.let.set()
-    after = await house.submit(command=told())  # by the time that this one has run, the other had its chance
-    await house.reach(after, "completed")
-    assert (gate.acted, acted) == (2, [f"{after}:1"])
-    assert await house.tags(task_id) == ["created", "started", "step_started", "cancelled"]
-
-
-async def test_a_cancelled_task_sleeps_no_longer(house: House) -> None:
-    house.work(settings=ONE_SLOT)
-    sleeper = await house.submit({"sleep": 3600})
-    await house.reach(sleeper, "running")
-    await house.cancel(sleeper)
-    await house.reach(await house.submit({"complete": "the only slot is free"}), "completed")
-    assert await house.tags(sleeper) == ["created", "started", "cancelled"]
-
-
-async def test_a_deadline_ends_a_task_in_whatever_it_is(house: House) -> None:
-    house.work(settings=ONE_SLOT)
-    waiting = await house.submit(command=scenario({"ask": "Who?"}, timeout_s=2.5))
-    await house.reach(waiting, "waiting_for_input")
-    paused = await house.submit(command=scenario({"ask": "Who?"}, timeout_s=2.5))
-    await house.reach(paused, "waiting_for_input")
-    await house.tell(paused, RequestPause())
-    running = await house.submit(command=scenario({"sleep": 3600}, timeout_s=2.5))
-    await house.reach(running, "running")
-    pending = await house.submit(command=scenario({"complete": "never"}, timeout_s=0.5))
-    for task_id in (waiting, paused, running, pending):
-        task = await house.reach(task_id, "timed_out")
-        assert task.error is not None
-        assert task.error.code == "timeout"
-        assert (await house.tags(task_id)).count("timed_out") == 1
-    assert "started" not in await house.tags(pending)
-
-
-async def test_what_the_user_says_unasked_is_read_once(house: House) -> None:
-    seen: list[list[str]] = []
-
-    def work(_: Brief) -> Work:
-        seen.append((yield from read_inbox()))
-        yield from ask("Go on?")
-        seen.append((yield from read_inbox()))
-        seen.append((yield from read_inbox()))
-        return None
-
-    task_id = await house.submit(command=told())
-    await house.tell(task_id, ReceiveInput(text="one"))
-    house.work(Own(work))
-    await house.reach(task_id, "waiting_for_input")
-    await house.tell(task_id, RequestPause())
-    await house.tell(task_id, ReceiveInput(text="yes"))
-    await house.tell(task_id, ReceiveInput(text="two"))
-    await house.tell(task_id, ReceiveInput(text="three"))
-    await house.tell(task_id, ResumeTask())
-    await house.reach(task_id, "completed")
-    assert seen == [["one"], ["one"], ["two", "three"], []]
 
 
 async def test_time_and_chance_are_the_same_in_every_run(house: House) -> None:
@@ -566,12 +255,12 @@ async def test_a_step_that_may_not_run_twice_fails_where_nobody_knows_how_far_it
 
     async def cut_off(*, fail: bool) -> TaskId:
         task_id = await house.submit(command=told(given=fail))
+        await house.offered("own")
         await house.tell(task_id, StartRun(run=1, worker="dead"))
         await house.tell(task_id, StartStep(run=1, step=0, kind="tool", name="pay"))
         return task_id
 
     once, again = await cut_off(fail=True), await cut_off(fail=False)
-    await announce_lost(house.connection, "dead")
     house.work(Own(work))
     task = await house.reach(once, "failed")
     assert task.error is not None
@@ -627,13 +316,3 @@ async def test_text_that_no_json_can_hold_does_not_keep_a_result_from_the_log(ho
 
     house.work(Own(work))
     assert (await house.reach(await house.submit(command=told()), "completed")).result == "half ?"
-
-
-async def test_a_plan_without_need_of_approval_is_shown_and_gone_on_from(house: House) -> None:
-    house.work()
-    task_id = await house.submit({"plan": ["search"]}, {"tool": "search"}, {"complete": "done"})
-    task = await house.reach(task_id, "completed")
-    assert (task.run, [step.tool for step in task.plan]) == (1, ["search"])
-    kinds = [type(fact) for fact in await house.facts(task_id)]
-    assert kinds.count(PlanProposed) == 1
-    assert StepFinished not in kinds
