@@ -22,12 +22,13 @@ from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from msgspec import Struct
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
 from app.agents.catalogue import Catalogue
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes
-from app.feed import Streams
+from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
@@ -209,11 +210,14 @@ class Observed:
             return
         began = time.monotonic()
         status = 0
+        request_id = native_routes.request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
+        scope["state"]["request_id"] = request_id
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -223,7 +227,23 @@ class Observed:
             if not scope["path"].startswith(QUIET):
                 write = log.debug if scope["method"] == "GET" and status < 400 else log.info
                 took_ms = round((time.monotonic() - began) * 1000, 1)
-                write("http.request", method=scope["method"], path=scope["path"], status=status, took_ms=took_ms)
+                write(
+                    "http.request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    took_ms=took_ms,
+                    request_id=request_id,
+                )
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, which lets a response drop its connection (feed.py says why)."""
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
 
 class Server(uvicorn.Server):
@@ -244,6 +264,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     http = rooms.http
     config = uvicorn.Config(
         build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -116,7 +116,6 @@ class FinishStep(Wish, frozen=True, kw_only=True):
     step: int
     kind: StepKind
     name: str = ""
-    input: Json = None
     output: Json = None
     error: Problem | None = None
     took: float = 0.0
@@ -503,7 +502,6 @@ def _finish(command: FinishStep, task: Task) -> Decision:
             run=task.run,
             step=command.step,
             tool=command.name,
-            input=command.input,
             output=command.output,
             error=command.error,
             took=command.took,

@@ -1,6 +1,6 @@
 """Recorded facts -> SSE frames: id, resume, heartbeat, the end. And the ASGI response that writes them.
 
-Our own response, because task streams are what this exists for (DESIGN.md section 10): ready bytes, joined writes.
+Our own response, because task streams are what this exists for (docs/decisions/task-streams.md).
 """
 
 import asyncio
@@ -26,6 +26,10 @@ HEADERS: list[tuple[bytes, bytes]] = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+ABORT = "tasktrail.abort"
+"""The ASGI extension by which our server lets a response drop its connection."""
+STALLED_S = 60.0
+LINGER_S = 2.0
 CHECK_BITS = 28
 INDEX_BITS = 8
 
@@ -152,6 +156,7 @@ class TaskStream:
         if why is not None:
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task_id, why=why)
+            _abort_later(scope)
 
     async def _until_over(
         self, attached: Attached, reader: Reader, revoked: asyncio.Future[str], receive: Receive, send: Send
@@ -182,6 +187,8 @@ class TaskStream:
                     await _body(send, _frames(page))
         except Cut as cut:
             return str(cut)
+        except TimeoutError:
+            return "stalled"
         except LogError as error:
             log.warning("stream.unreadable", task_id=self._task_id, error=str(error))
             return "unreadable"
@@ -225,7 +232,20 @@ def _frames(page: list[Recorded] | None) -> bytes:
 
 
 async def _body(send: Send, content: bytes) -> None:
-    await send({"type": "http.response.body", "body": content, "more_body": True})
+    """Raises TimeoutError for a client that takes nothing for so long: it may be long gone, and it holds a task."""
+    async with asyncio.timeout(STALLED_S):
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+
+
+def _abort_later(scope: Scope) -> None:
+    """Have the connection dropped: a server's polite closing waits for a client that reads no more, for ever."""
+    try:
+        extensions = scope["extensions"]
+    except KeyError:
+        return
+    abort = (extensions or {}).get(ABORT, {}).get("abort")
+    if callable(abort):
+        asyncio.get_running_loop().call_later(LINGER_S, abort)
 
 
 async def _gone(receive: Receive) -> None:

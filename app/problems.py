@@ -89,7 +89,9 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
             headers = {"Retry-After": str(RETRY_AFTER_S[code])} if code in RETRY_AFTER_S else {}
             if status == 401:
                 headers["WWW-Authenticate"] = 'Bearer realm="tasktrail"'
-            return ProblemDetails(title=title, status=status, code=code, detail=str(error)), headers
+            task_id = error.task_id if isinstance(error, OutcomeUnknown) else None
+            problem = ProblemDetails(title=title, status=status, code=code, detail=str(error), task_id=task_id)
+            return problem, headers
     return ProblemDetails(title=TITLES[500], status=500, code=CODES[500]), {}
 
 

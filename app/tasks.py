@@ -159,7 +159,7 @@ class Tasks:
                 if not attached.apply(recorded):
                     await self._read_on(attached)
                 return Done(attached.task, recorded)
-        raise OutcomeUnknown(f"{task_id}: others were faster {ROUNDS} times")
+        raise OutcomeUnknown(f"{task_id}: others were faster {ROUNDS} times", task_id=task_id)
 
     async def _has_moved_on(self, attached: Attached, command: Command) -> bool:
         """Whether a decision that writes nothing rests on an old state. No expectation proves it: the leader must.

@@ -95,7 +95,8 @@ class Worker:
             if ours:
                 self._held.add(task_id)
                 self._beats.keep(lease)
-                async with self._tasks.attach(lease.item.owner, task_id) as attached:
+                async with contextlib.AsyncExitStack() as stack:
+                    attached = await insist(lambda: self._attach(lease, stack), lease)
                     finished = await self._run(agent, lease, attached)
         except SetDown as down:
             self._tasks.metrics.runs_set_down.labels(agent.name).inc()
@@ -117,15 +118,20 @@ class Worker:
             self._beats.release(lease)
             self._slots.release()
 
+    async def _attach(self, lease: Lease, stack: contextlib.AsyncExitStack) -> Attached:
+        """The task, as the leader knows it. Raises LogError; what it attached by then is let go with the stack."""
+        attached = await stack.enter_async_context(self._tasks.attach(lease.item.owner, lease.item.task_id))
+        await self._tasks.refresh(attached)
+        return attached
+
     async def _run(self, agent: Agent, lease: Lease, attached: Attached) -> bool:
         """Whether the item may leave the queue. Raises SetDown, LogError."""
-        await self._tasks.refresh(attached)
         task = attached.task
         if task.version == 0 or task.ended:
             return True
         if task.status == "running":
             known_dead = lease.item.lost_run == task.run
-            if not known_dead and await ask_alive(self._connection, task.task_id, task.run):
+            if not known_dead and await insist(lambda: ask_alive(self._connection, task.task_id, task.run), lease):
                 # Not finished: after a server's death it may be the very item that the living holder has.
                 return False
         elif not task.runnable:
@@ -142,9 +148,12 @@ class Worker:
         # Given up while it may have been heard, the run would be lost before it began, and count as a failure.
         done = await insist(begin, lease)
         if isinstance(done, Rejected):
-            return done.reason == "ended"
+            raise SetDown(f"{done.reason}: {done.detail}", finished=done.reason == "ended")
         if done.task.status != "running" or done.task.worker != self.worker_id or done.task.run != number:
-            return done.task.ended or not done.task.runnable
+            # It was paused or ended instead; or, while this process stood still, someone else took it over: then the
+            # item is theirs by now, and must not be finished.
+            waits = done.task.status != "running" and not done.task.runnable
+            raise SetDown(f"the task is {done.task.status}, run {done.task.run}", finished=waits)
         self._beats.hold(lease, task.task_id, number)
         self._tasks.metrics.runs.labels(agent.name).inc()
         log.info("run.began", task_id=task.task_id, run=number, agent=agent.name)

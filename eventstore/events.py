@@ -124,7 +124,6 @@ class ToolUsed(Fact, frozen=True, kw_only=True, tag="task.tool_used"):
     run: int
     step: int
     tool: str
-    input: Json = None
     output: Json = None
     error: Problem | None = None
     took: float = 0.0

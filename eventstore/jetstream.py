@@ -21,6 +21,7 @@ from eventstore.log import (
     Recorded,
     Tail,
     WrongExpectedSequence,
+    task_of_subject,
     task_subject,
 )
 from eventstore.stream import Ack, Expected, Stream
@@ -166,7 +167,9 @@ class JetStreamLog:
                 self._in_flight.discard(waiting)
         if not sent:
             raise LogUnavailable(f"no connection to the log within {self._patience_s:g} s; nothing was written")
-        raise OutcomeUnknown(f"{subject}: no acknowledgement within {self._patience_s:g} s")
+        whose = task_of_subject(subject)
+        unknown = f"{subject}: no acknowledgement within {self._patience_s:g} s"
+        raise OutcomeUnknown(unknown, task_id=whose[1] if whose else None)
 
     async def _judge(self, ack: Ack, subject: str, record_id: str, expected: int) -> int | None:
         """The sequence of our record; None: try again. Raises WrongExpectedSequence, LogFull, LogUnavailable."""

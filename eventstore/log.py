@@ -38,7 +38,11 @@ class WrongExpectedSequence(LogError):
 
 
 class OutcomeUnknown(LogError):
-    """No acknowledgement came in time; the fact may be in the log, now or later."""
+    """No acknowledgement came in time; the fact may be in the log, now or later. `task_id`: of which task."""
+
+    def __init__(self, message: str, *, task_id: TaskId | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
 
 
 class LogUnavailable(LogError):

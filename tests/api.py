@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
-from app.api import Rooms, Server, build, open_rooms
+from app.api import Protocol, Rooms, Server, build, open_rooms
 from app.decide import Command, CreateTask
 from app.feed import frame
 from app.settings import HttpSettings, LogSettings
@@ -72,6 +72,7 @@ async def running(nats: NatsAddress, *, http: HttpSettings | None = None, token:
         await rooms.tokens.add(token, DEV, ALL_SCOPES)
         config = uvicorn.Config(
             build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
+            http=Protocol,
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -65,7 +65,7 @@ def steps(page: Path) -> Iterator[tuple[str, str, str]]:
     """Where each thing to run stands, what it is, and what is shown as its output."""
     for line, language, text, _ in (block for block in blocks(page) if block[3] is None):
         if language == "python":
-            yield f"{name(page)}:{line}", f"{sys.executable} - <<'SNIPPET'\n{text}SNIPPET", ""
+            yield f"{name(page)}:{line}", f"'{sys.executable}' - <<'SNIPPET'\n{text}SNIPPET", ""
         elif language == "console":
             for found in COMMAND.finditer(text):
                 at = line + 1 + text.count("\n", 0, found.start())
@@ -289,7 +289,7 @@ def test_the_walk_and_the_decisions_name_what_is_there() -> None:
             if word.endswith(".py"):
                 assert any(file.endswith(f"/{word}") or file == word for file in files), (name(page), word)
             elif re.fullmatch(r"[A-Z][a-z]+\w*(\.\w+)?|test_\w+|\w+_\w+", word) and page.name != "dependencies.md":
-                assert word in known or word in ("None", "sync_interval"), (name(page), word)
+                assert word in known or word in ("None", "Age", "sync_interval"), (name(page), word)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -45,7 +45,7 @@ from projections.task import Task
 Asked = Request[Principal, None, State]
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
 """Where waiting longer for the end is pointless until somebody does something."""
@@ -256,8 +256,7 @@ async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached,
 
 def cause_of(request: Asked) -> Cause:
     """Who asks, and by which request."""
-    given = request.headers.get("x-request-id", "")
-    request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7()}"
+    request_id = str(request.scope["state"]["request_id"])
     traceparent = request.headers.get("traceparent", "")
     return Cause(
         actor=request.user.actor,
@@ -265,6 +264,11 @@ def cause_of(request: Asked) -> Cause:
         correlation_id=request_id,
         traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
     )
+
+
+def request_id_of(given: bytes) -> str:
+    """The client's own name for its request, if it gave a usable one, else a new one. Logs and facts carry it."""
+    return given.decode() if REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7()}"
 
 
 def idempotency_key(request: Asked) -> str | None:

@@ -66,7 +66,7 @@ TAGS_FOR_EVER = [
     "task.cancelled",
     "task.timed_out",
 ]
-"""As DESIGN.md has them. A tag is never renamed: records that bear it exist."""
+"""A tag is never renamed: records that bear it exist."""
 
 TEXT = st.text(max_size=20)
 NAME = st.text(string.ascii_lowercase, min_size=1, max_size=8)
@@ -118,7 +118,7 @@ FACTS: dict[type[TaskFact], st.SearchStrategy[TaskFact]] = {
     TaskStarted: st.builds(TaskStarted, run=COUNT, worker=TEXT, lost=st.booleans()),
     StepStarted: st.builds(StepStarted, run=COUNT, step=COUNT, kind=KIND, name=TEXT, input=JSON, input_sha256=TEXT),
     StepFinished: st.builds(StepFinished, kind=KIND, name=TEXT, **ANSWERED),
-    ToolUsed: st.builds(ToolUsed, tool=TEXT, input=JSON, **ANSWERED),
+    ToolUsed: st.builds(ToolUsed, tool=TEXT, **ANSWERED),
     PartialProduced: st.builds(PartialProduced, run=COUNT, step=COUNT, offset=COUNT, text=TEXT),
     PlanProposed: st.builds(
         PlanProposed,
@@ -260,7 +260,7 @@ def test_a_record_that_fits_is_stored_whole(fact: TaskFact | UnknownFact) -> Non
     [
         (completed(result="x" * MAX_INLINE), ("result",)),
         (created(input={"text": "x" * MAX_INLINE}), ("input",)),
-        (replace(tool_used(output=["x" * LARGE]), input="y" * (LARGE + 1)), ("input", "output")),
+        (replace(tool_used(output=["x" * LARGE]), message="y" * (LARGE + 1)), ("message", "output")),
         (replace(created(input="x" * MAX_INLINE), metadata={"a": "y" * MAX_INLINE}, title="z"), ("input", "metadata")),
         (replace(tool_used(output="x" * MAX_INLINE), message="y" * 2000, usage=Usage(cost=0.5)), ("output",)),
     ],

@@ -80,6 +80,7 @@ async def test_what_is_stored_is_not_the_token(server: EmbeddedServer, tmp_path:
 async def test_a_revoked_token_is_forgotten_everywhere_within_a_second(tokens: Tokens, other: Tokens):
     made = await tokens.add("tt_a", ANN, ("tasks:read",))
     await tokens.add("tt_b", ANN, ("tasks:read",))
+    assert len(await other.all()) == 2  # by now it has heard of their making
     assert await other.find("tt_a") == made
     changed: list[str] = []
     other.on_change(changed.append)

@@ -41,7 +41,7 @@ async def stream(api: Api, task_id: TaskId, last: str = "") -> Wire:
 
 
 async def test_what_one_process_acknowledged_the_other_shows(nats_address: NatsAddress):
-    async with two(nats_address, HttpSettings()) as (one, other):
+    async with two(nats_address, HttpSettings(reads="strict")) as (one, other):
         assert await version(other, await one.begin()) == 1
         task_id = await one.begin()
         for said in range(2, 42):
@@ -52,7 +52,7 @@ async def test_what_one_process_acknowledged_the_other_shows(nats_address: NatsA
 
 
 async def test_polls_never_go_back_whichever_process_they_meet(nats_address: NatsAddress):
-    async with two(nats_address, HttpSettings()) as both:
+    async with two(nats_address, HttpSettings(reads="strict")) as both:
         task_id = await both[0].begin()
         done = asyncio.Event()
 

@@ -1,8 +1,10 @@
 """Agents of the tests' own, and what they are told to do."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from app.agents.agent import (
     Act,
@@ -18,6 +20,9 @@ from eventstore.events import (
     Json,
 )
 
+STEPS: list[Json] = [{"tool": f"t{n}", "takes": 0.2} for n in range(5)]
+"""Of the simulator: about a second."""
+
 
 class Own:
     """An agent of the test's own."""
@@ -31,6 +36,11 @@ class Own:
 
     def run(self, brief: Brief) -> Work:
         return self._work(brief)
+
+
+def acted(effects: Path) -> Counter[str]:
+    """How often each step acted, counted outside the log."""
+    return Counter(effects.read_text().split("\n")[:-1]) if effects.exists() else Counter()
 
 
 def told(agent: str = "own", *, given: Json = None, mode: ApprovalMode = "auto", max_failures: int = 5) -> CreateTask:

@@ -2,20 +2,14 @@
 
 import pytest
 
-from app.attached import Attached
 from app.decide import (
     ReceiveInput,
     RequestPause,
     ResumeTask,
-    StartRun,
 )
-from app.hold import Hold, SetDown
 from app.settings import WorkerSettings
-from app.tasks import Done
-from eventstore.queue import Queue, WorkItem
-from tests.log.logs import new_task
 from tests.worker.agents import Gate, acts_twice, scenario, told
-from tests.worker.house import ANN, CAUSE, HASTY, House
+from tests.worker.house import HASTY, House
 
 ONE_SLOT = WorkerSettings(slots=1, lease_s=20.0)
 
@@ -78,28 +72,6 @@ async def test_a_task_paused_while_it_waits_is_answered_and_resumed_in_either_or
     assert (await house.reach(second, "waiting_for_input")).question == "Who?"
     await house.tell(second, ReceiveInput(text="Cem"))
     assert [(await house.reach(task_id, "completed")).result for task_id in (first, second)] == ["Ben", "Cem"]
-
-
-async def test_a_pause_that_is_taken_back_just_as_the_worker_obeys_it_does_not_set_the_run_down(house: House) -> None:
-    queue = await Queue.open(house.connection)
-    await queue.offer(WorkItem(owner=ANN, task_id=new_task(), agent="nobody"))
-    lease = await queue.take("nobody", wait_s=5.0)
-    assert lease is not None
-    task_id = await house.submit(command=told("nobody"))
-    await house.tell(task_id, StartRun(run=1, worker="w"))
-    wished = await house.tell(task_id, RequestPause())
-    assert isinstance(wished, Done)
-    await house.tell(task_id, ResumeTask())
-    # What it has attached says nothing (any more): it knows of the wish, and not that it was taken back.
-    hold = Hold(house.tasks, Attached(ANN, task_id), wished.task, lease, CAUSE)
-    await hold.may_begin()
-    assert (await house.tags(task_id))[-1] == "resumed"
-    await house.tell(task_id, RequestPause())
-    with pytest.raises(SetDown) as down:
-        await hold.may_begin()
-    assert down.value.finished
-    assert (await house.tags(task_id))[-1] == "paused"
-    await queue.close()
 
 
 async def test_a_cancelled_tasks_step_in_hand_ends_and_none_follows(house: House) -> None:

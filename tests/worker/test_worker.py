@@ -10,16 +10,13 @@ import pytest
 
 from app.agents.agent import Act, Brief, Work, ask, call_tool, say
 from app.agents.simulator import Simulator
-from app.decide import CreateTask, FailRun, FinishStep, ReceiveInput, StartRun, StartStep
+from app.decide import CreateTask, FailRun, FinishStep, StartRun, StartStep
 from app.settings import WorkerSettings
 from eventstore.events import Json, Problem, TaskId, TaskStarted
 from eventstore.heartbeats import ask_alive
 from eventstore.queue import Queue, WorkItem, announce_lost
-from eventstore.server import EmbeddedServer
-from tests.worker.agents import Gate, Own, acts_twice, told
+from tests.worker.agents import STEPS, Gate, Own, acted, acts_twice, told
 from tests.worker.house import ANN, CALM, HASTY, SOON_S, House, opened
-
-STEPS: list[Json] = [{"tool": f"t{n}", "takes": 0.2} for n in range(5)]
 
 
 async def offer(house: House, task_id: TaskId, *, agent: str = "own", lost_run: int | None = None) -> None:
@@ -41,11 +38,6 @@ async def empty(house: House) -> None:
     async with asyncio.timeout(SOON_S):
         while await depth(house):  # noqa: ASYNC110  # the server does not say when
             await asyncio.sleep(0.05)
-
-
-def acted(effects: Path) -> Counter[str]:
-    """How often each step acted, counted outside the log."""
-    return Counter(effects.read_text().split("\n")[:-1]) if effects.exists() else Counter()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -269,49 +261,6 @@ async def test_an_item_of_a_task_that_needs_no_worker_leaves_the_queue(house: Ho
 def waits() -> Work:
     answer = yield from ask("Who?")
     return answer
-
-
-async def test_a_restart_of_the_server_costs_no_run(server: EmbeddedServer, tmp_path: Path) -> None:
-    """The outage is shorter than the lease: nobody is taken for dead, and what was in flight is said again."""
-    effects = tmp_path / "effects"
-    async with opened(server.address) as house:
-        house.dispatch(CALM)
-        for n in range(2):
-            house.work(Simulator(effects=effects), worker_id=f"w{n}")
-        task_ids = [await house.submit(*STEPS, {"say": "Bye.", "takes": 0.3}) for _ in range(20)]
-        await house.reach(task_ids[0], lambda task: task.steps >= 1)
-        await server.kill()
-        await server.restart()
-        for task_id in task_ids:
-            task = await house.reach(task_id, "completed")
-            assert (task.run, task.failures) == (1, 0), await house.tags(task_id)
-        assert set(acted(effects).values()) == {1}
-        assert len(acted(effects)) == len(task_ids) * len(STEPS)
-
-
-async def test_a_long_outage_loses_runs_but_no_task(server: EmbeddedServer, tmp_path: Path) -> None:
-    effects = tmp_path / "effects"
-    async with opened(server.address) as house:
-        house.dispatch(HASTY)
-        for n in range(2):
-            house.work(Simulator(effects=effects), settings=HASTY, worker_id=f"w{n}")
-        task_ids = [await house.submit(*STEPS, {"ask": "Go on?"}, {"complete": "{answer}"}) for _ in range(10)]
-        for task_id in task_ids:
-            await house.reach(task_id, lambda task: task.steps >= 1)
-        await server.kill()
-        await asyncio.sleep(HASTY.lease_s + 0.5)
-        await server.restart()
-        for task_id in task_ids:
-            await house.reach(task_id, "waiting_for_input")
-            await house.tell(task_id, ReceiveInput(text="yes"))
-        for task_id in task_ids:
-            task = await house.reach(task_id, "completed")
-            assert task.result == "yes"
-            tags = await house.tags(task_id)
-            assert tags.count("tool_used") == len(STEPS)
-        # The step in hand at a take-over may run again; nothing else.
-        taken_over = [lost for task_id in task_ids for _, lost in await house.starts(task_id) if lost]
-        assert sum(acted(effects).values()) <= len(task_ids) * len(STEPS) + len(taken_over)
 
 
 async def test_a_run_that_broke_while_nobody_listened_is_counted_once(house: House) -> None:

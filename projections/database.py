@@ -1,0 +1,152 @@
+"""The views' database: SQLite in a file, or PostgreSQL by URL; what goes wrong in it has a name here.
+
+ViewsError
+├── ViewsUnavailable   the database can't be reached, or holds nothing (yet) that could be read
+├── Superseded         this generation of the views is gone: another one is served or built
+└── BadCursor          this is no cursor that a page ever gave
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from sqlite3 import Error as SqliteError
+from typing import Protocol
+
+from asyncpg import InterfaceError, PostgresError
+from msgspec import ValidationError
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+BUSY_S = 15.0
+"""How long a writer of SQLite waits for another one."""
+STATEMENT_S = 60.0
+OUR_LOCK = 0x7461736B
+"""PostgreSQL's advisory lock under which generations are made, switched and dropped."""
+
+
+class ViewsError(Exception):
+    """The views could not do what was asked."""
+
+
+class ViewsUnavailable(ViewsError):
+    """The views can't be read or written now."""
+
+
+class Superseded(ViewsError):
+    """This generation is gone."""
+
+
+class BadCursor(ViewsError):
+    """Not a cursor of ours."""
+
+
+class _Cursor(Protocol):
+    def execute(self, sql: str, /) -> object: ...
+    def close(self) -> None: ...
+
+
+class _Connected(Protocol):
+    def cursor(self) -> _Cursor: ...
+
+
+class Database:
+    """A pool of connections. `open` first, `close` last."""
+
+    def __init__(self, engine: AsyncEngine, *, sqlite: bool) -> None:
+        self._engine = engine
+        self.sqlite = sqlite
+
+    @classmethod
+    def open(cls, url: str) -> "Database":
+        """`sqlite:///<file>` or `postgresql://...`; nothing is connected yet. Raises ViewsUnavailable."""
+        try:
+            parsed = make_url(url)
+        except SQLAlchemyError:
+            # Not its own words: they quote the URL, password and all.
+            raise ViewsUnavailable("this is no address of a database (sqlite:///FILE or postgresql://...)") from None
+        kind = parsed.get_backend_name()
+        if kind not in DRIVERS:
+            raise ViewsUnavailable(f"views are kept in SQLite or PostgreSQL, not in {kind}")
+        parsed = parsed.set(drivername=DRIVERS[kind])
+        return cls(_sqlite(parsed), sqlite=True) if kind == "sqlite" else cls(_postgresql(parsed), sqlite=False)
+
+    @property
+    def address(self) -> str:
+        """For people and logs: without the password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[AsyncConnection]:
+        """A transaction that only reads. Raises ViewsUnavailable for whatever the database does."""
+        with_names = _named_errors(self.address)
+        async with with_names, self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self, *, alone: bool = False) -> AsyncGenerator[AsyncConnection]:
+        """A transaction that is there as a whole or not at all; `alone`: no two such at once. Raises ViewsUnavailable.
+
+        SQLite has one writer at a time: it begins as one, for a reader that turns writer may be told that it is late.
+        """
+        async with _named_errors(self.address), self._engine.connect() as connection:
+            await connection.execution_options(writes=True)
+            async with connection.begin():
+                if alone and not self.sqlite:
+                    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": OUR_LOCK})
+                yield connection
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._engine.dispose()
+
+
+@asynccontextmanager
+async def _named_errors(address: str) -> AsyncGenerator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, SqliteError, PostgresError, InterfaceError, OSError, TimeoutError) as error:
+        # (SQLAlchemy's own text would quote the statement with its values: other people's titles.)
+        reason = str(getattr(error, "orig", None) or error) or type(error).__name__
+        raise ViewsUnavailable(f"{address}: {reason.splitlines()[0][:300]}") from error
+    except ValidationError as error:
+        raise ViewsUnavailable(f"{address}: a row that this release can't read: {error}") from error
+
+
+def _sqlite(url: URL) -> AsyncEngine:
+    if not url.database or url.database == ":memory:":
+        raise ViewsUnavailable("SQLite's views need a file: each connection would have a memory of its own")
+    if not Path(url.database).parent.is_dir():
+        raise ViewsUnavailable(f"there is no directory {Path(url.database).parent}")
+    # isolation_level None: the driver begins no transactions of its own; ours are below.
+    engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": BUSY_S})
+
+    def on_connect(connected: _Connected, _record: object) -> None:
+        cursor = connected.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-65536", "temp_store=MEMORY"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "begin", on_begin)
+    return engine
+
+
+def _postgresql(url: URL) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_pre_ping=True,  # else a restarted server fails one request for each connection that was pooled
+        pool_timeout=10,
+        connect_args={
+            "timeout": 5,
+            "command_timeout": STATEMENT_S,
+            # What a crash of the database may take comes again from the log; rows and checkpoint go together.
+            "server_settings": {"synchronous_commit": "off", "application_name": "tasktrail"},
+        },
+    )
