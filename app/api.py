@@ -28,6 +28,7 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes
+from app.dialects.asked import request_id_of
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -210,7 +211,7 @@ class Observed:
             return
         began = time.monotonic()
         status = 0
-        request_id = native_routes.request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
+        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
         scope["state"]["request_id"] = request_id
 
         async def noting(message: Message) -> None:

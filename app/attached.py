@@ -9,7 +9,8 @@ from eventstore.log import Arrival, Recorded
 from projections.task import INITIAL, Task, evolve
 
 RECENT = 128
-"""Records kept with an attached task for those who resume; older ones come from the log."""
+RECENT_BYTES = 64 * 1024
+"""Records (and their bytes) kept with an attached task for those who resume; older ones come from the log."""
 MAX_BUFFER = 50_000
 
 
@@ -65,7 +66,8 @@ class Attached:
         self.owner = owner
         self.task_id = task_id
         self.task: Task = INITIAL
-        self.recent: deque[Recorded] = deque(maxlen=RECENT)
+        self.recent: deque[Recorded] = deque()
+        self._recent_bytes = 0
         self.lock = asyncio.Lock()
         self.readers: set[Reader] = set()
         self.bodies: dict[str, bytes] = {}
@@ -87,12 +89,18 @@ class Attached:
         if recorded.record.version != self.task.version + 1 or recorded.record.previous != self.task.sha256:
             return False
         self.task = evolve(self.task, recorded)
-        self.recent.append(recorded)
+        self._remember(recorded)
         self.bodies.clear()
         for reader in self.readers:
             reader.push(recorded)
         self.wake()
         return True
+
+    def _remember(self, recorded: Recorded) -> None:
+        self.recent.append(recorded)
+        self._recent_bytes += len(recorded.stored)
+        while len(self.recent) > RECENT or (self._recent_bytes > RECENT_BYTES and len(self.recent) > 1):
+            self._recent_bytes -= len(self.recent.popleft().stored)
 
     def wake(self) -> None:
         """Whoever waits for a change looks again."""

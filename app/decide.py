@@ -1,30 +1,46 @@
-"""Commands, `decide`, `Rejected`: what may happen next. Pure: no clock, no ids, no log line.
+"""`decide`, `Rejected`: what may happen next. Pure: no clock, no ids, no log line.
 
 `decide(command, task)` gives one fact, or None when the wish is already true, or why not.
 """
 
-from datetime import datetime
 from typing import Literal, assert_never
 
 from msgspec import Struct
 
+from app.commands import (
+    CancelTask,
+    Command,
+    CompleteTask,
+    CreateTask,
+    DecideReview,
+    FailRun,
+    FailTask,
+    FinishStep,
+    PauseTask,
+    ProducePartial,
+    ProposePlan,
+    QueueTask,
+    ReceiveInput,
+    RequestInput,
+    RequestPause,
+    RequestReview,
+    ResumeTask,
+    StartRun,
+    StartStep,
+    TimeOutTask,
+    WorkerCommand,
+)
 from eventstore.events import (
     MAX_FACTS,
-    ApprovalMode,
-    FileReference,
     InputReceived,
     InputRequested,
-    Json,
     PartialProduced,
     PauseRequested,
-    PlannedStep,
     PlanProposed,
-    Problem,
     ReviewDecided,
     ReviewRequested,
     RunFailed,
     StepFinished,
-    StepKind,
     StepStarted,
     TaskCancelled,
     TaskCompleted,
@@ -37,7 +53,6 @@ from eventstore.events import (
     TaskStarted,
     TaskTimedOut,
     ToolUsed,
-    Usage,
 )
 from projections.task import Task
 
@@ -61,184 +76,6 @@ class Rejected(Struct, frozen=True):
     reason: Reason
     detail: str
 
-
-class Wish(Struct, frozen=True, kw_only=True):
-    """What every command carries: the hash of its idempotency key, if it has one."""
-
-    key: str | None = None
-
-
-class CreateTask(Wish, frozen=True, kw_only=True):
-    """Begin a task."""
-
-    agent: str
-    fingerprint: str
-    input: Json = None
-    title: str | None = None
-    session_id: str | None = None
-    mode: str | None = None
-    approval_mode: ApprovalMode = "auto"
-    deadline: datetime | None = None
-    max_failures: int = 5
-    dialect: str = "native"
-    metadata: dict[str, Json] = {}
-    files: tuple[FileReference, ...] = ()
-
-
-class QueueTask(Wish, frozen=True, kw_only=True):
-    """The dispatcher: hold the task, its agent is at its limit."""
-
-    limit: int
-
-
-class StartRun(Wish, frozen=True, kw_only=True):
-    """A worker: run the task, as run number `run` (the last one plus one)."""
-
-    run: int
-    worker: str
-
-
-class StartStep(Wish, frozen=True, kw_only=True):
-    """A worker: this step acts now."""
-
-    run: int
-    step: int
-    kind: StepKind
-    name: str = ""
-    input: Json = None
-    input_sha256: str = ""
-
-
-class FinishStep(Wish, frozen=True, kw_only=True):
-    """A worker: this step was answered."""
-
-    run: int
-    step: int
-    kind: StepKind
-    name: str = ""
-    output: Json = None
-    error: Problem | None = None
-    took: float = 0.0
-    input_sha256: str = ""
-    message: str | None = None
-    usage: Usage | None = None
-
-
-class ProducePartial(Wish, frozen=True, kw_only=True):
-    """A worker: more text of this step."""
-
-    run: int
-    step: int
-    offset: int
-    text: str
-
-
-class ProposePlan(Wish, frozen=True, kw_only=True):
-    """A worker: this is what the agent means to do."""
-
-    run: int
-    step: int
-    plan: tuple[PlannedStep, ...]
-    input_sha256: str = ""
-
-
-class RequestInput(Wish, frozen=True, kw_only=True):
-    """A worker: the agent asks the user."""
-
-    run: int
-    step: int
-    question: str
-    input_sha256: str = ""
-
-
-class RequestReview(Wish, frozen=True, kw_only=True):
-    """A worker: the agent wants approval."""
-
-    run: int
-    step: int
-    subject: str
-    input_sha256: str = ""
-
-
-class PauseTask(Wish, frozen=True, kw_only=True):
-    """A worker: the step in hand has ended, and a pause is wished for."""
-
-    run: int
-
-
-class FailRun(Wish, frozen=True, kw_only=True):
-    """A worker: the run broke; try again at `retry_at`."""
-
-    run: int
-    error: Problem
-    retry_at: datetime | None = None
-
-
-class CompleteTask(Wish, frozen=True, kw_only=True):
-    """A worker: done."""
-
-    run: int
-    result: str | None = None
-
-
-class FailTask(Wish, frozen=True, kw_only=True):
-    """A worker: can't be done."""
-
-    run: int
-    code: str
-    message: str = ""
-
-
-class ReceiveInput(Wish, frozen=True, kw_only=True):
-    """The user says something: the answer to a question, or a message for the inbox."""
-
-    text: str
-
-
-class DecideReview(Wish, frozen=True, kw_only=True):
-    """A person approves, or does not."""
-
-    approved: bool
-    feedback: str | None = None
-
-
-class RequestPause(Wish, frozen=True, kw_only=True):
-    """Pause, after the step in hand."""
-
-    reason: str | None = None
-
-
-class ResumeTask(Wish, frozen=True, kw_only=True):
-    """Go on."""
-
-
-class CancelTask(Wish, frozen=True, kw_only=True):
-    """No longer wanted."""
-
-    by: str
-    reason: str | None = None
-
-
-class TimeOutTask(Wish, frozen=True, kw_only=True):
-    """A timer: the deadline that it was set for has passed."""
-
-    deadline: datetime
-
-
-WorkerCommand = (
-    StartStep
-    | FinishStep
-    | ProducePartial
-    | ProposePlan
-    | RequestInput
-    | RequestReview
-    | PauseTask
-    | FailRun
-    | CompleteTask
-    | FailTask
-)
-ClientCommand = ReceiveInput | DecideReview | RequestPause | ResumeTask | CancelTask
-Command = CreateTask | QueueTask | StartRun | TimeOutTask | WorkerCommand | ClientCommand
 
 Decision = TaskFact | None | Rejected
 

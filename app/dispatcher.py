@@ -9,7 +9,8 @@ from typing import assert_never
 
 import structlog
 
-from app.decide import QueueTask, Rejected, TimeOutTask
+from app.commands import QueueTask, TimeOutTask
+from app.decide import Rejected
 from app.metrics import Metrics
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Tasks

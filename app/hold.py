@@ -9,7 +9,8 @@ import structlog
 
 from app.agents.agent import Step, kind_of
 from app.attached import Attached
-from app.decide import FinishStep, PauseTask, Rejected, WorkerCommand
+from app.commands import FinishStep, PauseTask, WorkerCommand
+from app.decide import Rejected
 from app.tasks import Cause, Done, Tasks
 from eventstore.events import Json, Usage
 from eventstore.log import LogError, LogFull, LogUnavailable, OutcomeUnknown

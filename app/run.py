@@ -41,7 +41,7 @@ from app.answers import (
     plain,
     result_of,
 )
-from app.decide import (
+from app.commands import (
     CompleteTask,
     FailRun,
     FailTask,

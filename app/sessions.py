@@ -2,7 +2,8 @@
 
 from typing import assert_never
 
-from app.decide import Rejected, Wish
+from app.commands import Wish
+from app.decide import Rejected
 from eventstore.events import SessionDeleted, SessionFact, SessionTitled
 from projections.session import Session
 

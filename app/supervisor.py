@@ -204,7 +204,11 @@ async def listen(host: str, port: int, *, wait_s: float = 5.0) -> socket.socket:
     both = host == "::" and socket.has_dualstack_ipv6()
     while True:
         try:
-            return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            # What is accepted inherits it; asyncio sets it only on sockets that it made itself. Without it a small
+            # answer waits for the client's delayed acknowledgement.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return listening
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             if error.errno != errno.EADDRINUSE:

@@ -1,8 +1,6 @@
 """The one door to the log: execute a command, get a task, follow it."""
 
 import asyncio
-import hashlib
-import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +12,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.attached import MAX_BUFFER, Attached, Reader
-from app.decide import Command, CreateTask, Rejected, decide
+from app.commands import Command, CreateTask
+from app.decide import Rejected, decide
+from app.following import follow
+from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
 from eventstore import codec
 from eventstore.events import Owner, Record, TaskFact, TaskId, UnknownFact
@@ -33,7 +34,6 @@ from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
-NAMESPACE = uuid.UUID("8a3b1f5e-54f0-5d0e-9c5b-0f4a6f3c2d10")
 KEY_LIVES = timedelta(hours=24)
 """So long after its task's end a key still means that task."""
 ROUNDS = 32
@@ -41,7 +41,6 @@ ROUNDS = 32
 ATTEMPTS = 8
 """How often a task is attached anew because what was read of it turned out to be void."""
 NEARLY_FULL = 0.9
-PAGE = 256
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -317,7 +316,7 @@ class Tasks:
 
     # --- following ------------------------------------------------------------------------------------------------
 
-    async def follow(
+    def follow(
         self,
         attached: Attached,
         reader: Reader,
@@ -331,43 +330,7 @@ class Tasks:
         and the history comes from its beginning. The caller has put `reader` among the task's readers before the
         first item is asked for, and takes it out. Raises Cut, LogUnavailable.
         """
-        up_to = attached.task.sequence
-        if after and not await self._is_known(attached, after, genuine):
-            yield None
-            after = 0
-        while after < up_to:
-            page = await self._page(attached, after, up_to)
-            after = page[-1].sequence
-            yield page
-        while not (attached.task.ended and after >= attached.task.sequence):
-            page = [recorded for recorded in await reader.take() if recorded.sequence > after]
-            if page:
-                after = page[-1].sequence
-                yield page
-
-    async def _is_known(self, attached: Attached, sequence: int, genuine: Callable[[Recorded], bool] | None) -> bool:
-        """Whether a cursor is of this life of the log."""
-        if genuine is None:
-            return sequence <= self.tail.position or sequence <= await self.log.last_sequence()
-        if sequence > attached.task.sequence:
-            await self.tail.catch_up()  # another process may have shown its client more than we have seen
-        if sequence > attached.task.sequence:
-            return False
-        found = await self._page(attached, sequence - 1, attached.task.sequence, limit=1)
-        return found[0].sequence == sequence and genuine(found[0])
-
-    async def _page(self, attached: Attached, after: int, up_to: int, *, limit: int = PAGE) -> list[Recorded]:
-        """The next records of the history, at least one: from memory if it reaches back so far, else from the log."""
-        recent = attached.recent
-        if recent and (recent[0].record.version == 1 or recent[0].sequence <= after):
-            return [recorded for recorded in recent if after < recorded.sequence <= up_to]
-        for _ in range(40):
-            page = await self.log.read(attached.owner, attached.task_id, after=after, limit=limit)
-            page = [recorded for recorded in page if recorded.sequence <= up_to]
-            if page:
-                return page
-            await asyncio.sleep(0.05)  # a replica that is behind
-        raise LogUnavailable(f"{attached.task_id}: no replica has what comes after {after}")
+        return follow(self.log, self.tail, attached, reader, after=after, genuine=genuine)
 
     # --- the tail -------------------------------------------------------------------------------------------------
 
@@ -390,17 +353,6 @@ class Tasks:
         attached, self._attached = self._attached, OrderedDict()
         for one in attached.values():
             one.make_void("reset")
-
-
-def keyed_task_id(owner: Owner, dialect: str, key: str, generation: int) -> TaskId:
-    """The task that an idempotency key stands for: the same id in every process, so that no table is needed."""
-    name = "\x00".join((owner, dialect, key, str(generation)))
-    return TaskId(f"task_{uuid.uuid5(NAMESPACE, name)}")
-
-
-def hashed_key(purpose: str, key: str) -> str:
-    """What the log keeps of an idempotency key."""
-    return hashlib.sha256(f"{purpose}\x00{key}".encode()).hexdigest()[:32]
 
 
 def _record(fact: TaskFact, task: Task, command: Command, cause: Cause) -> Record:

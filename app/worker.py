@@ -11,7 +11,8 @@ import structlog
 from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.attached import Attached
-from app.decide import Rejected, StartRun
+from app.commands import StartRun
+from app.decide import Rejected
 from app.hold import Hold, SetDown, insist
 from app.metrics import Metrics, new_instance
 from app.run import Run

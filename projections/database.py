@@ -125,7 +125,7 @@ def _sqlite(url: URL) -> AsyncEngine:
 
     def on_connect(connected: _Connected, _record: object) -> None:
         cursor = connected.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-65536", "temp_store=MEMORY"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-65536", "temp_store=MEMORY", "wal_autocheckpoint=16384"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
 from app.api import Protocol, Rooms, Server, build, open_rooms
-from app.decide import Command, CreateTask
+from app.commands import Command, CreateTask
 from app.feed import frame
 from app.settings import HttpSettings, LogSettings
 from app.tasks import Cause, Done

@@ -9,7 +9,8 @@ from uuid import NAMESPACE_OID, uuid5
 
 from msgspec import Struct
 
-from app.decide import Command, Decision, Reason, Rejected, decide
+from app.commands import Command
+from app.decide import Decision, Reason, Rejected, decide
 from eventstore.codec import encode, recorded
 from eventstore.events import (
     ApprovalMode,

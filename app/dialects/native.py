@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from app.decide import CreateTask
+from app.commands import CreateTask
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, TaskId, Usage
 from eventstore.log import AGENT, TASK_ID
 from projections.task import Status, Task

@@ -1,14 +1,11 @@
 """Our own API's routes."""
 
 import asyncio
-import re
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import msgspec
-import uuid_utils
-from litestar import Request, Response, Router, get, post
-from litestar.datastructures import State
+from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Operation, RequestBody
@@ -18,11 +15,12 @@ from litestar.types import ASGIApp
 from app.agents.catalogue import Catalogue
 from app.attached import Attached
 from app.auth import Principal, Revocations
-from app.decide import CancelTask, Command, DecideReview, ReceiveInput, Rejected, RequestPause, ResumeTask
+from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
+from app.decide import Rejected
+from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, wait_of
 from app.dialects.native import (
     MAX_DEPTH,
     MAX_METADATA,
-    MAX_WAIT_S,
     AgentBody,
     AgentList,
     EventPage,
@@ -37,16 +35,12 @@ from app.dialects.native import (
     to_command,
 )
 from app.feed import BEGINNING, Cursor, Streams, TaskStream, cursor_of, event_id
+from app.keys import hashed_key
 from app.problems import BadRequest, NotFound, ProblemDetails, Refused
-from app.tasks import Cause, Tasks, hashed_key
+from app.tasks import Tasks
 from eventstore.log import LogUnavailable, Recorded
 from projections.task import Task
 
-Asked = Request[Principal, None, State]
-IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
-TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
 """Where waiting longer for the end is pointless until somebody does something."""
 
@@ -108,7 +102,7 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change."""
     request.user.need("tasks:read")
     attached, age_s = await find(tasks, request.user, task_id)
-    known = _known_versions(request, attached.task)
+    known = known_versions(request, attached.task)
     if age_s is not None and "no-cache" in request.headers.get("cache-control", ""):
         raise LogUnavailable("the task can't be proven fresh")
     if any(version > attached.task.version for version in known):
@@ -252,50 +246,6 @@ async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached,
     if attached is None:
         raise NotFound("no such task")
     return attached, age_s
-
-
-def cause_of(request: Asked) -> Cause:
-    """Who asks, and by which request."""
-    request_id = str(request.scope["state"]["request_id"])
-    traceparent = request.headers.get("traceparent", "")
-    return Cause(
-        actor=request.user.actor,
-        causation_id=request_id,
-        correlation_id=request_id,
-        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
-    )
-
-
-def request_id_of(given: bytes) -> str:
-    """The client's own name for its request, if it gave a usable one, else a new one. Logs and facts carry it."""
-    return given.decode() if REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7()}"
-
-
-def idempotency_key(request: Asked) -> str | None:
-    """The key, quoted or bare, 1 to 255 characters. Raises BadRequest."""
-    given = request.headers.get("idempotency-key")
-    if given is None:
-        return None
-    key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
-    if not IDEMPOTENCY_KEY.fullmatch(key):
-        raise BadRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
-    return key
-
-
-def wait_of(request: Asked) -> float | None:
-    """Seconds of `Prefer: wait=N`, at most 60; None without it, or where `respond-async` wants no waiting."""
-    prefer = ",".join(request.headers.getall("prefer", []))
-    found = WAIT.search(prefer)
-    if found is None or "respond-async" in prefer.lower():
-        return None
-    return min(float(found[1]), MAX_WAIT_S)
-
-
-def _known_versions(request: Asked, task: Task) -> set[int]:
-    given = request.headers.get("if-none-match", "")
-    if given.strip() == "*":
-        return {task.version}
-    return {int(version) for version in re.findall(r'"(\d{1,9})"', given)}
 
 
 def _at_the_end(task: Task, cursor: Cursor) -> bool:

@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from app.decide import CancelTask, Command
+from app.commands import CancelTask, Command
 from app.dialects.native import TaskBody
 from app.feed import event_id
 from eventstore.events import TaskId, Usage

@@ -5,7 +5,7 @@ from time import monotonic
 
 import httpx
 
-from app.decide import CancelTask
+from app.commands import CancelTask
 from tests.api import DEV, Api
 from tests.dialects.test_native import is_problem
 from tests.lifecycle.commands import complete, request_input, start_run

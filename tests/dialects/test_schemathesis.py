@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.decide import CancelTask
+from app.commands import CancelTask
 from tests.api import Api
 from tests.lifecycle.commands import request_review, start_run
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from app.decide import (
+from app.commands import (
     CancelTask,
     Command,
     CompleteTask,

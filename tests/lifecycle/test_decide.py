@@ -4,20 +4,19 @@ from datetime import timedelta
 
 import pytest
 
-from app.decide import (
+from app.commands import (
     CancelTask,
     Command,
     CreateTask,
     DecideReview,
     QueueTask,
     ReceiveInput,
-    Rejected,
     RequestPause,
     ResumeTask,
     TimeOutTask,
     WorkerCommand,
-    decide,
 )
+from app.decide import Rejected, decide
 from eventstore.events import (
     FileReference,
     InputReceived,

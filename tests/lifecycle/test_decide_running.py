@@ -2,15 +2,7 @@
 
 import pytest
 
-from app.decide import (
-    FinishStep,
-    PauseTask,
-    QueueTask,
-    RequestPause,
-    ResumeTask,
-    StartStep,
-    WorkerCommand,
-)
+from app.commands import FinishStep, PauseTask, QueueTask, RequestPause, ResumeTask, StartStep, WorkerCommand
 from eventstore.events import (
     PauseRequested,
     StepFinished,

@@ -3,21 +3,20 @@
 import pytest
 from msgspec.structs import replace
 
-from app.decide import (
+from app.commands import (
     CancelTask,
     Command,
     DecideReview,
     PauseTask,
     QueueTask,
     ReceiveInput,
-    Rejected,
     RequestInput,
     RequestPause,
     ResumeTask,
     TimeOutTask,
     WorkerCommand,
-    decide,
 )
+from app.decide import Rejected, decide
 from eventstore.events import (
     InputReceived,
     InputRequested,

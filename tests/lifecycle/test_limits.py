@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 from msgspec.structs import replace
 
-from app.decide import CancelTask, Command, QueueTask, ReceiveInput, Rejected, StartRun, decide
+from app.commands import CancelTask, Command, QueueTask, ReceiveInput, StartRun
+from app.decide import Rejected, decide
 from eventstore.events import MAX_FACTS, Ending, TaskCancelled, TaskCompleted, TaskFailed
 from eventstore.log import Recorded
 from projections.task import INITIAL, Status, Task, evolve

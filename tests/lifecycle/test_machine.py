@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.decide import (
+from app.commands import (
     CancelTask,
     Command,
     CompleteTask,
@@ -28,7 +28,6 @@ from app.decide import (
     ProposePlan,
     QueueTask,
     ReceiveInput,
-    Rejected,
     RequestInput,
     RequestPause,
     RequestReview,
@@ -36,8 +35,8 @@ from app.decide import (
     StartRun,
     StartStep,
     TimeOutTask,
-    decide,
 )
+from app.decide import Rejected, decide
 from eventstore.events import (
     ApprovalMode,
     Ending,

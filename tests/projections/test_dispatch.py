@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.decide import Rejected, TimeOutTask, decide
+from app.commands import TimeOutTask
+from app.decide import Rejected, decide
 from eventstore.events import Owner, TaskFact, TaskId, UnknownFact
 from eventstore.log import Recorded
 from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer, Suspect
@@ -380,13 +381,13 @@ def test_whenever_it_plans_it_offers_none_that_can_not_run_never_too_many_and_fo
     noted: set[TaskId] = set()
     for number, recorded in enumerate([*story.records, None]):
         if number in plans_at or recorded is None:
-            running = {id for id, one in tasks.items() if one.status == "running"}
-            for action in board.plan(NOW):
+            actions = board.plan(NOW)
+            for action in actions:
                 if isinstance(action, Offer | Hold):
                     assert tasks[action.task_id].runnable
                     noted.add(action.task_id)
-            slots = board.in_slots().get("simulator", 0)
-            assert slots <= max(limit, len(running))
+            # (A task may have begun that was not offered here: by an item of an earlier dispatcher.)
+            assert not offered(actions) or board.in_slots()["simulator"] <= limit
             for id, one in tasks.items():
                 if one.runnable and (one.retry_at is None or one.retry_at <= NOW):
                     assert id in noted or one.status == "queued"
@@ -428,9 +429,10 @@ def test_a_board_rebuilt_from_the_log_wants_what_is_still_to_be_done(
 
 
 def test_a_hundred_thousand_live_tasks_of_many_agents_are_a_matter_of_seconds() -> None:
+    firsts = [record_after(None, created(agent=f"agent{n}", deadline=DEADLINE)) for n in range(200)]
     records = [
-        record_after(None, created(agent=f"agent{n % 200}", deadline=DEADLINE), owner=ANN, task_id=task(n))
-        for n in range(100_000)
+        Recorded(sequence=n, owner=ANN, task_id=task(n), record=firsts[n % 200].record, stored=firsts[n % 200].stored)
+        for n in range(1, 100_001)
     ]
     board = Board({}, default_limit=10)
     began = time.process_time()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from app.attached import Cut, Reader
-from app.decide import (
+from app.commands import (
     CancelTask,
     Command,
     CreateTask,
@@ -18,10 +18,10 @@ from app.decide import (
     ProducePartial,
     QueueTask,
     ReceiveInput,
-    Rejected,
     RequestPause,
     ResumeTask,
 )
+from app.decide import Rejected
 from app.feed import BEGINNING, RESET, Cursor, cursor_of, event_id, frame
 from app.metrics import Metrics
 from app.tasks import Cause, Tasks

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.decide import CancelTask, Command
+from app.commands import CancelTask, Command
 from app.feed import HEADERS, RESET, RETRY, event_id
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress

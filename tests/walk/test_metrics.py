@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.agents.agent import Agent, Brief, ReadClock, Work
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
-from app.decide import CreateTask
+from app.commands import CreateTask
 from app.dispatcher import run_projector
 from app.metrics import Metrics, exposition
 from app.settings import AgentSettings, LogSettings, WorkerSettings

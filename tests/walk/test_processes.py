@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.decide import CancelTask, ReceiveInput
+from app.commands import CancelTask, ReceiveInput
 from app.feed import RESET, event_id
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress

@@ -7,8 +7,10 @@ from uuid import uuid4
 import pytest
 
 from app.attached import RECENT, Reader
-from app.decide import CancelTask, ReceiveInput, Rejected, RequestPause, ResumeTask
-from app.tasks import KEY_LIVES, Done, Tasks, hashed_key, keyed_task_id
+from app.commands import CancelTask, ReceiveInput, RequestPause, ResumeTask
+from app.decide import Rejected
+from app.keys import hashed_key, keyed_task_id
+from app.tasks import KEY_LIVES, Done, Tasks
 from eventstore.events import Owner, Record, TaskCancelled, TaskCreated, TaskFact, TaskId
 from eventstore.log import EventLog, Recorded
 from eventstore.memory import MemoryLog
@@ -279,8 +281,7 @@ async def test_what_happens_while_a_task_is_being_read_is_not_lost():
     for later in range(12):
         task_id = await begun(tasks, run=True)
         polling = asyncio.ensure_future(seen(other, task_id))
-        for _ in range(later):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.002 * later)
         await tasks.execute(ANN, task_id, complete(), CAUSE)
         await polling
         async with other.attach(ANN, task_id) as attached:

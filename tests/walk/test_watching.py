@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.decide import Command
+from app.commands import Command
 from app.wording import line
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId

@@ -12,9 +12,7 @@ from app.agents.agent import (
     Work,
     call_tool,
 )
-from app.decide import (
-    CreateTask,
-)
+from app.commands import CreateTask
 from eventstore.events import (
     ApprovalMode,
     Json,

@@ -16,7 +16,8 @@ import msgspec
 from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
-from app.decide import CancelTask, Command, CreateTask, Rejected
+from app.commands import CancelTask, Command, CreateTask
+from app.decide import Rejected
 from app.dispatcher import run_projector
 from app.metrics import Metrics
 from app.settings import AgentSettings, LogSettings, WorkerSettings

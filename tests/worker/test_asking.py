@@ -14,14 +14,7 @@ from app.agents.agent import (
     say,
 )
 from app.agents.simulator import Simulator
-from app.decide import (
-    DecideReview,
-    ProposePlan,
-    ReceiveInput,
-    RequestPause,
-    ResumeTask,
-    StartRun,
-)
+from app.commands import DecideReview, ProposePlan, ReceiveInput, RequestPause, ResumeTask, StartRun
 from eventstore.events import (
     PlannedStep,
     PlanProposed,

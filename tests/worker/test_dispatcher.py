@@ -8,7 +8,7 @@ import pytest
 from msgspec import Struct
 
 from app.agents.simulator import Simulator
-from app.decide import CreateTask
+from app.commands import CreateTask
 from app.settings import WorkerSettings
 from eventstore.connection import Connection
 from eventstore.events import TaskStarted

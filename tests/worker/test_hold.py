@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from app.attached import Attached
-from app.decide import CreateTask, FinishStep, RequestPause, ResumeTask, StartRun, StartStep
+from app.commands import CreateTask, FinishStep, RequestPause, ResumeTask, StartRun, StartStep
 from app.hold import Hold, SetDown
 from app.metrics import Metrics
 from app.tasks import Done, Tasks

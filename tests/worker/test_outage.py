@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from app.agents.simulator import Simulator
-from app.decide import ReceiveInput
+from app.commands import ReceiveInput
 from eventstore.server import EmbeddedServer
 from tests.worker.agents import STEPS, acted
 from tests.worker.house import CALM, HASTY, opened

@@ -18,11 +18,7 @@ from app.agents.agent import (
     say,
     sleep,
 )
-from app.decide import (
-    ReceiveInput,
-    StartRun,
-    StartStep,
-)
+from app.commands import ReceiveInput, StartRun, StartStep
 from eventstore.events import (
     Json,
     PartialProduced,

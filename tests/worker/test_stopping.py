@@ -2,11 +2,7 @@
 
 import pytest
 
-from app.decide import (
-    ReceiveInput,
-    RequestPause,
-    ResumeTask,
-)
+from app.commands import ReceiveInput, RequestPause, ResumeTask
 from app.settings import WorkerSettings
 from tests.worker.agents import Gate, acts_twice, scenario, told
 from tests.worker.house import HASTY, House

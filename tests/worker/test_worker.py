@@ -10,7 +10,7 @@ import pytest
 
 from app.agents.agent import Act, Brief, Work, ask, call_tool, say
 from app.agents.simulator import Simulator
-from app.decide import CreateTask, FailRun, FinishStep, StartRun, StartStep
+from app.commands import CreateTask, FailRun, FinishStep, StartRun, StartStep
 from app.settings import WorkerSettings
 from eventstore.events import Json, Problem, TaskId, TaskStarted
 from eventstore.heartbeats import ask_alive

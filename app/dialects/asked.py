@@ -1,0 +1,63 @@
+"""What a request's headers ask for: who, under which name, which version is known, how long to wait."""
+
+import re
+
+import uuid_utils
+from litestar import Request
+from litestar.datastructures import State
+
+from app.auth import Principal
+from app.dialects.native import MAX_WAIT_S
+from app.problems import BadRequest
+from app.tasks import Cause
+from projections.task import Task
+
+Asked = Request[Principal, None, State]
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def cause_of(request: Asked) -> Cause:
+    """Who asks, and by which request."""
+    request_id = str(request.scope["state"]["request_id"])
+    traceparent = request.headers.get("traceparent", "")
+    return Cause(
+        actor=request.user.actor,
+        causation_id=request_id,
+        correlation_id=request_id,
+        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
+    )
+
+
+def request_id_of(given: bytes) -> str:
+    """The client's own name for its request, if it gave a usable one, else a new one. Logs and facts carry it."""
+    return given.decode() if REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7()}"
+
+
+def idempotency_key(request: Asked) -> str | None:
+    """The key, quoted or bare, 1 to 255 characters. Raises BadRequest."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
+    return key
+
+
+def wait_of(request: Asked) -> float | None:
+    """Seconds of `Prefer: wait=N`, at most 60; None without it, or where `respond-async` wants no waiting."""
+    prefer = ",".join(request.headers.getall("prefer", []))
+    found = WAIT.search(prefer)
+    if found is None or "respond-async" in prefer.lower():
+        return None
+    return min(float(found[1]), MAX_WAIT_S)
+
+
+def known_versions(request: Asked, task: Task) -> set[int]:
+    given = request.headers.get("if-none-match", "")
+    if given.strip() == "*":
+        return {task.version}
+    return {int(version) for version in re.findall(r'"(\d{1,9})"', given)}

@@ -1,0 +1,64 @@
+"""Following a task: its history, then what comes, in one iterator. Replay and live are one path."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from app.attached import Attached, Reader
+from eventstore.log import EventLog, LogUnavailable, Recorded, Tail
+
+PAGE = 256
+TRIES = 40
+TRY_EVERY_S = 0.05
+
+
+async def follow(
+    log: EventLog,
+    tail: Tail,
+    attached: Attached,
+    reader: Reader,
+    *,
+    after: int,
+    genuine: Callable[[Recorded], bool] | None,
+) -> AsyncGenerator[list[Recorded] | None]:
+    """As `Tasks.follow` promises."""
+    up_to = attached.task.sequence
+    if after and not await _is_known(log, tail, attached, after, genuine):
+        yield None
+        after = 0
+    while after < up_to:
+        page = await _page(log, attached, after, up_to)
+        after = page[-1].sequence
+        yield page
+    while not (attached.task.ended and after >= attached.task.sequence):
+        page = [recorded for recorded in await reader.take() if recorded.sequence > after]
+        if page:
+            after = page[-1].sequence
+            yield page
+
+
+async def _is_known(
+    log: EventLog, tail: Tail, attached: Attached, sequence: int, genuine: Callable[[Recorded], bool] | None
+) -> bool:
+    """Whether a cursor is of this life of the log."""
+    if genuine is None:
+        return sequence <= tail.position or sequence <= await log.last_sequence()
+    if sequence > attached.task.sequence:
+        await tail.catch_up()  # another process may have shown its client more than we have seen
+    if sequence > attached.task.sequence:
+        return False
+    found = await _page(log, attached, sequence - 1, attached.task.sequence, limit=1)
+    return found[0].sequence == sequence and genuine(found[0])
+
+
+async def _page(log: EventLog, attached: Attached, after: int, up_to: int, *, limit: int = PAGE) -> list[Recorded]:
+    """The next records of the history, at least one: from memory if it reaches back so far, else from the log."""
+    recent = attached.recent
+    if recent and (recent[0].record.version == 1 or recent[0].sequence <= after):
+        return [recorded for recorded in recent if after < recorded.sequence <= up_to]
+    for _ in range(TRIES):
+        page = await log.read(attached.owner, attached.task_id, after=after, limit=limit)
+        page = [recorded for recorded in page if recorded.sequence <= up_to]
+        if page:
+            return page
+        await asyncio.sleep(TRY_EVERY_S)  # a replica that is behind
+    raise LogUnavailable(f"{attached.task_id}: no replica has what comes after {after}")

@@ -1,0 +1,150 @@
+"""Which tasks a list shows: filter, order, cursor and the queries that stay fast anywhere in a million tasks."""
+
+import base64
+import binascii
+from datetime import datetime
+from typing import get_args
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Select, Table, func, or_, select, union_all
+
+from eventstore.events import Owner
+from projections.database import BadCursor
+from projections.schema import indexed, micros, searched
+from projections.task import Status
+
+MAX_SEARCHED = 20_000
+"""Tasks that one page of a search looks through; the next page goes on behind them."""
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+class Filter(Struct, frozen=True, kw_only=True):
+    """Which tasks: those to which all that is given applies. `q` is found in the title or the input (`title_only`: in
+    the title), whatever its case. Both times are exclusive; statuses None are all of them."""
+
+    statuses: frozenset[Status] | None = None
+    agent: str | None = None
+    session_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    q: str | None = None
+    title_only: bool = False
+
+
+EVERYTHING = Filter()
+
+
+class Between(Struct, frozen=True):
+    """Places in the list: above `low` (exclusive), below `high` (exclusive)."""
+
+    low: int = 0
+    high: int = 2**63 - 1
+
+
+def cursor_of(created: int) -> str:
+    """The cursor of what comes after this place in the list."""
+    return base64.urlsafe_b64encode(b"t" + created.to_bytes(8, "big")).decode()
+
+
+def place_of(cursor: str) -> int:
+    """The place that a cursor names. Raises BadCursor."""
+    try:
+        words = base64.urlsafe_b64decode(cursor.encode("ascii"))
+    except (binascii.Error, ValueError):
+        words = b""
+    place = int.from_bytes(words[1:], "big")
+    if len(words) != 9 or not 0 < place < 2**63 or cursor_of(place) != cursor:
+        raise BadCursor("this is no cursor that a page of tasks gave")
+    return place
+
+
+class Listing:
+    """The queries for one owner's tasks that pass one filter. Every one of them is for this owner only."""
+
+    def __init__(self, table: Table, owner: Owner, wanted: Filter, *, sqlite: bool) -> None:
+        self._c = table.c
+        self._owner = owner
+        self._wanted = wanted
+        self._sqlite = sqlite
+
+    def first_since(self, time: datetime) -> Select[int]:
+        """The first place whose tasks may have been created after this time."""
+        c = self._c
+        later = select(c.created).where(c.owner == self._owner, c.listed_at > micros(time))
+        return later.order_by(c.listed_at, c.created).limit(1)
+
+    def last_until(self, time: datetime, skew: int) -> Select[int]:
+        """The last place whose tasks may have been created before this time, where no clock was late by more."""
+        c = self._c
+        earlier = select(c.created).where(c.owner == self._owner, c.listed_at < micros(time) + skew)
+        return earlier.order_by(c.listed_at.desc(), c.created.desc()).limit(1)
+
+    def horizon(self, between: Between) -> Select[int]:
+        """The last place that a search from here looks at, where there are more beyond it."""
+        places = self._places(between, MAX_SEARCHED + 1).subquery()
+        return select(places.c.created).order_by(places.c.created.desc()).offset(MAX_SEARCHED - 1).limit(2)
+
+    def page(self, between: Between, limit: int) -> Select[int, bytes]:
+        """Places and bodies, newest first."""
+        c = self._c
+        places = self._places(between, limit, self._found()).subquery()
+        listed = select(c.created, c.body).where(c.created.in_(select(places.c.created)))
+        return listed.order_by(c.created.desc()).limit(limit)
+
+    def count(self, between: Between) -> Select[int]:
+        """How many there are."""
+        c = self._c
+        conditions = [*self._conditions(between), *self._found()]
+        if self._wanted.statuses is not None:
+            conditions.append(c.status.in_(sorted(self._wanted.statuses)))
+        if self._wanted.agent is not None:
+            conditions.append(c.agent == indexed(self._wanted.agent))
+        return select(func.count()).where(*conditions)
+
+    def _places(self, between: Between, limit: int, found: list[ColumnElement[bool]] | None = None) -> Select[int]:
+        """The newest places that pass; each arm of it walks one index backwards and stops early."""
+        c = self._c
+        arms = [
+            select(c.created)
+            .where(*self._conditions(between), *arm, *(found or []))
+            .order_by(c.created.desc())
+            .limit(limit)
+            .subquery()
+            for arm in self._arms()
+        ]
+        if len(arms) == 1:
+            return select(arms[0].c.created)
+        together = union_all(*(select(arm.c.created) for arm in arms)).subquery()
+        return select(together.c.created).order_by(together.c.created.desc()).limit(limit)
+
+    def _arms(self) -> list[list[ColumnElement[bool]]]:
+        """What splits the list so that each part is one range of an index: the statuses. (A session is short.)"""
+        c, wanted = self._c, self._wanted
+        agent = [] if wanted.agent is None else [c.agent == indexed(wanted.agent)]
+        if wanted.session_id is not None:
+            return [[*agent, *([] if wanted.statuses is None else [c.status.in_(sorted(wanted.statuses))])]]
+        if wanted.statuses is None and not agent:
+            return [[]]
+        statuses = STATUSES if wanted.statuses is None else sorted(wanted.statuses)
+        return [[*agent, c.status == status] for status in statuses]
+
+    def _conditions(self, between: Between) -> list[ColumnElement[bool]]:
+        c, wanted = self._c, self._wanted
+        conditions = [c.owner == self._owner, c.created > between.low, c.created < between.high]
+        if wanted.session_id is not None:
+            conditions.append(c.session_id == indexed(wanted.session_id))
+        if wanted.created_after is not None:
+            conditions.append(c.created_at > micros(wanted.created_after))
+        if wanted.created_before is not None:
+            conditions.append(c.created_at < micros(wanted.created_before))
+        return conditions
+
+    def _found(self) -> list[ColumnElement[bool]]:
+        c, wanted = self._c, self._wanted
+        if not wanted.q:
+            return []
+        # Not LIKE: nothing in what is looked for is a wildcard, and no pattern is too long.
+        at = func.instr if self._sqlite else func.strpos
+        text = searched(wanted.q)
+        in_title = at(c.title, text) > 0
+        return [in_title if wanted.title_only else or_(in_title, at(c.input_text, text) > 0)]

@@ -1,0 +1,220 @@
+"""Carries the views along the log from their checkpoint: one batch, to the log's end, or for as long as it leads."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+from msgspec import Struct
+
+from eventstore import codec
+from eventstore.codec import Unreadable
+from eventstore.log import Arrival, EventLog, LogUnavailable, Recorded
+from projections.database import Database, Superseded, ViewsUnavailable
+from projections.generations import Generation, Seen
+from projections.inflow import MAX_BUFFERED, Inflow, LogIsAnother
+
+log = structlog.stdlib.get_logger()
+
+BATCH = 1_000
+LINGER_S = 0.05
+"""How long a batch that is not full waits for more: what a list is behind at most, while the database keeps up."""
+LOOK_S = 0.25
+"""How often it is looked whether we still lead, and whether there is an end that no arrival announces."""
+AGAIN_S = 0.5
+ROUNDS = 8
+"""How often a record that the leader has is looked for at a replica that may be behind."""
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far the projector is: `records` taken in since it began `seconds` ago, from `begun` on, at `position` now,
+    of a log whose last sequence was `end`."""
+
+    begun: int
+    position: int
+    end: int
+    records: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Records a second."""
+        return self.records / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of the way is done, 0 to 1."""
+        way = self.end - self.begun
+        return min(1.0, (self.position - self.begun) / way) if way > 0 else 1.0
+
+
+class Projector:
+    """One carrier. Several processes may run one; whoever `leading` names carries, and no other can do harm.
+
+    With a `generation` it carries this one only (a rebuild beside the served one); else whichever is to be carried.
+    Whatever fails, it begins again from what the database says. `close` last.
+    """
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        database: Database,
+        *,
+        generation: Generation | None = None,
+        leading: Callable[[], bool] = lambda: True,
+        on_progress: Callable[[Progress], None] | None = None,
+        batch: int = BATCH,
+        max_buffered: int = MAX_BUFFERED,
+    ) -> None:
+        self._log = event_log
+        self._database = database
+        self._given = generation
+        self._leading = leading
+        self._on_progress = on_progress
+        self._batch = batch
+        self._max_buffered = max_buffered
+        self._generation: Generation | None = None
+        self._inflow: Inflow | None = None
+        self._served = False
+        self._begun = self._position = self._end = self._records = 0
+        self._begun_at = 0.0
+
+    @property
+    def position(self) -> int:
+        """The last sequence that it has taken in."""
+        return self._position
+
+    @property
+    def lag(self) -> int:
+        """Records that it knows of and has not taken in."""
+        return self._inflow.lag if self._inflow is not None else 0
+
+    async def run_once(self) -> int:
+        """One batch; how many of the log's records were in it (0: it is at the end, or does not lead).
+
+        Raises LogUnavailable, ViewsUnavailable; LogIsAnother, Superseded where its generation was given."""
+        return await self._batch_to(await self._log.last_sequence())
+
+    async def run_to_end(self) -> int:
+        """All that is in the log now; then this generation is served. How many records. Raises as `run_once`."""
+        end = await self._log.last_sequence()
+        total = 0
+        while taken := await self._batch_to(end):
+            total += taken
+        return total
+
+    async def run(self) -> None:
+        """Carry what comes for as long as we lead, whatever log and database do meanwhile."""
+        while self._leading():
+            try:
+                await self._step()
+            except (ViewsUnavailable, LogUnavailable) as error:
+                log.warning("projector.not_yet", error=str(error))
+                await asyncio.sleep(AGAIN_S)
+        await self.close()
+
+    async def close(self) -> None:
+        """Carry no more; what is begun next begins from the checkpoint."""
+        inflow, self._inflow = self._inflow, None
+        if inflow is not None:
+            await inflow.close()
+
+    async def _batch_to(self, end: int) -> int:
+        while self._leading():
+            if self._inflow is not None and self._has(end, self._inflow) and self._served:
+                return 0
+            if taken := await self._step():
+                return taken
+        return 0
+
+    def _has(self, end: int, inflow: Inflow) -> bool:
+        return self._position >= end or inflow.passed(end)
+
+    async def _step(self) -> int:
+        """One batch, if one comes before we have to look round; else, at the end, serve what is not served yet."""
+        try:
+            generation, inflow = await self._begin()
+            if not self._served and self._has(self._end, inflow):
+                await generation.serve()
+                self._served = True
+                return 0
+            wait_s = 0.0 if inflow.passed(self._end) and not self._served else LOOK_S
+            arrivals = await inflow.take(self._batch, within_s=wait_s, linger_s=LINGER_S)
+            if arrivals and self._leading():
+                await self._carry(generation, inflow, arrivals)
+                return len(arrivals)
+            if arrivals:
+                await self.close()  # they were taken and will not be carried
+            return 0
+        except BaseException as error:
+            await self.close()
+            if not await self._recovered(error):
+                raise
+            return 0
+
+    async def _recovered(self, error: BaseException) -> bool:
+        """What a new beginning cures: the log is another one; the generation is gone, or is not where we left it."""
+        generation, self._generation = self._generation, None
+        match error:
+            case LogIsAnother():
+                if generation is not None:
+                    await generation.void()
+                return self._given is None
+            case Superseded():
+                log.info("projector.superseded", reason=str(error))
+                return self._given is None
+            case _:
+                return False
+
+    async def _begin(self) -> tuple[Generation, Inflow]:
+        """Where the database says that we are; the same again until something fails."""
+        if self._generation is not None and self._inflow is not None:
+            return self._generation, self._inflow
+        generation = self._generation = self._given or await Generation.current(self._database)
+        checkpoint = await generation.checkpoint()
+        self._end = await self._log.last_sequence()
+        if self._end < checkpoint.sequence or (checkpoint.seen is not None and not await self._knows(checkpoint.seen)):
+            raise LogIsAnother("the log does not hold what the views were made of")
+        self._served = await generation.is_served()
+        self._begun = self._position = checkpoint.sequence
+        self._begun_at, self._records = time.monotonic(), 0
+        self._inflow = Inflow(self._log, after=checkpoint.sequence, max_buffered=self._max_buffered)
+        log.info("projector.begins", generation=generation.number, checkpoint=checkpoint.sequence, end=self._end)
+        return generation, self._inflow
+
+    async def _knows(self, seen: Seen) -> bool:
+        """Whether this log holds the record that the views saw last. (Not where its task was purged since: then they
+        are built anew, which costs time and nothing else.)"""
+        for _ in range(ROUNDS):
+            at = await self._log.read(seen.owner, seen.task_id, after=seen.sequence - 1, limit=1)
+            if at:
+                return at[0].sequence == seen.sequence and at[0].sha256 == seen.sha256
+            if await self._log.last(seen.owner, seen.task_id) < seen.sequence:
+                return False
+            await asyncio.sleep(0.1)
+        raise LogUnavailable("a replica of the log is too far behind to begin from")
+
+    async def _carry(self, generation: Generation, inflow: Inflow, arrivals: list[Arrival]) -> None:
+        records = [recorded for arrival in arrivals if (recorded := _recorded(arrival)) is not None]
+        upto = arrivals[-1].sequence
+        reached = await generation.apply(records, after=self._position, upto=upto)
+        self._position = upto
+        self._records += len(arrivals)
+        if reached > upto:
+            await self.close()  # another projector is ahead: go on from where it is
+        if self._on_progress is not None:
+            self._end = max(self._end, upto + inflow.lag)
+            seconds = time.monotonic() - self._begun_at
+            self._on_progress(
+                Progress(begun=self._begun, position=upto, end=self._end, records=self._records, seconds=seconds)
+            )
+
+
+def _recorded(arrival: Arrival) -> Recorded | None:
+    if not arrival.subject.startswith("tasks."):
+        return None
+    try:
+        return codec.recorded(arrival.sequence, arrival.subject, arrival.stored)
+    except Unreadable as error:
+        log.error("projector.unreadable", sequence=arrival.sequence, error=str(error))
+        return None

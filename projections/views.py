@@ -1,0 +1,168 @@
+"""The task views: one task as last taken in, one owner's tasks as a list; behind the log by what is still to take in."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from msgspec import Struct
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventstore.events import Owner, TaskId
+from projections.database import Database, ViewsUnavailable
+from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of, place_of
+from projections.schema import FOLD_VERSION, GENERATIONS, NAME, SERVED, storable, task_of, tasks_table
+from projections.task import Task
+
+MAX_PAGE = 1_000
+Answer = TypeVar("Answer")
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """Tasks, newest first. There are more where there is a cursor; a search may then show fewer than were asked for,
+    even none: it looks through `MAX_SEARCHED` tasks a page."""
+
+    tasks: list[Task]
+    next_cursor: str | None
+
+
+class Count(Struct, frozen=True, kw_only=True):
+    """How many tasks; where that is not `exact`, at least so many (a search counts in the newest `MAX_SEARCHED`)."""
+
+    tasks: int
+    exact: bool
+
+
+class _Served(Struct, frozen=True):
+    """What is read: a generation, its fold, how far it is, and how far its tasks' clocks were apart (microseconds)."""
+
+    generation: int
+    fold: int
+    checkpoint: int
+    skew: int
+
+
+class Views:
+    """What a projector has made of the log, for reading. Whatever the database does is a ViewsUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def checkpoint(self) -> int:
+        """The last sequence that is in here. Raises ViewsUnavailable."""
+
+        async def ask(connection: AsyncConnection, served: _Served) -> int:
+            del connection
+            return served.checkpoint
+
+        return await self._read(ask)
+
+    async def get(self, owner: Owner, task_id: TaskId) -> Task | None:
+        """The task as of its `sequence`, to read on from. None: not in here, or only in another release's words.
+
+        Raises ViewsUnavailable."""
+
+        async def ask(connection: AsyncConnection, served: _Served) -> Task | None:
+            if served.fold != FOLD_VERSION:
+                return None  # today's evolve must not go on from what another one made
+            c = tasks_table(served.generation).c
+            row = select(c.body).where(c.owner == storable(owner), c.task_id == storable(task_id))
+            body = (await connection.execute(row)).scalar_one_or_none()
+            return None if body is None else task_of(body)
+
+        return await self._read(ask)
+
+    async def list(self, owner: Owner, wanted: Filter = EVERYTHING, *, after: str | None = None, limit: int) -> Page:
+        """A page of the owner's tasks, newest first by their first fact; `after` is the page before's cursor.
+
+        Raises BadCursor, ViewsUnavailable; ValueError where `limit` is not 1 to MAX_PAGE."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValueError(f"a page has 1 to {MAX_PAGE} tasks, not {limit}")
+        start = Between() if after is None else Between(high=place_of(after))
+
+        async def ask(connection: AsyncConnection, served: _Served) -> Page:
+            listing = self._listing(owner, wanted, served)
+            between = await _narrowed(connection, listing, wanted, start, served.skew)
+            if between is None:
+                return Page(tasks=[], next_cursor=None)
+            between, horizon = await _within_sight(connection, listing, wanted, between)
+            rows = (await connection.execute(listing.page(between, limit + 1))).all()
+            last = rows[limit - 1].created if len(rows) > limit else horizon
+            return Page(
+                tasks=[task_of(row.body) for row in rows[:limit]],
+                next_cursor=None if last is None else cursor_of(last),
+            )
+
+        return await self._read(ask)
+
+    async def count(self, owner: Owner, wanted: Filter = EVERYTHING) -> Count:
+        """How many of the owner's tasks pass. It walks them all: only on request. Raises ViewsUnavailable."""
+
+        async def ask(connection: AsyncConnection, served: _Served) -> Count:
+            listing = self._listing(owner, wanted, served)
+            between = await _narrowed(connection, listing, wanted, Between(), served.skew)
+            if between is None:
+                return Count(tasks=0, exact=True)
+            between, horizon = await _within_sight(connection, listing, wanted, between)
+            tasks = (await connection.execute(listing.count(between))).scalar_one()
+            return Count(tasks=tasks, exact=horizon is None)
+
+        return await self._read(ask)
+
+    def _listing(self, owner: Owner, wanted: Filter, served: _Served) -> Listing:
+        owner = Owner(storable(owner))
+        return Listing(tasks_table(served.generation), owner, wanted, sqlite=self._database.sqlite)
+
+    async def _read(self, ask: Callable[[AsyncConnection, _Served], Awaitable[Answer]]) -> Answer:
+        served: _Served | None = None
+        while True:
+            try:
+                async with self._database.reading() as connection:
+                    served = await _what_is_served(connection)
+                    return await ask(connection, served)
+            except ViewsUnavailable:
+                # In PostgreSQL a switch may drop the table just before it is read: then there is another one by now.
+                if served is None or not await self._switched_from(served):
+                    raise
+
+    async def _switched_from(self, served: _Served) -> bool:
+        async with self._database.reading() as connection:
+            return (await _what_is_served(connection)).generation != served.generation
+
+
+async def _what_is_served(connection: AsyncConnection) -> _Served:
+    c = GENERATIONS.c
+    row = select(c.generation, c.fold, c.checkpoint, c.skew).join(SERVED, SERVED.c.generation == c.generation)
+    served = (await connection.execute(row.where(SERVED.c.name == NAME))).one_or_none()
+    if served is None:
+        raise ViewsUnavailable("the views are being built")
+    return _Served(*served)
+
+
+async def _narrowed(
+    connection: AsyncConnection, listing: Listing, wanted: Filter, between: Between, skew: int
+) -> Between | None:
+    """The part of the list that the filter's times leave; None: nothing."""
+    low, high = between.low, between.high
+    if wanted.created_after is not None:
+        first = (await connection.execute(listing.first_since(wanted.created_after))).scalar_one_or_none()
+        if first is None:
+            return None
+        low = max(low, first - 1)
+    if wanted.created_before is not None:
+        last = (await connection.execute(listing.last_until(wanted.created_before, skew))).scalar_one_or_none()
+        if last is None:
+            return None
+        high = min(high, last + 1)
+    return Between(low=low, high=high)
+
+
+async def _within_sight(
+    connection: AsyncConnection, listing: Listing, wanted: Filter, between: Between
+) -> tuple[Between, int | None]:
+    """The part of it that one search looks through, and its last place where there is more beyond."""
+    if not wanted.q:
+        return between, None
+    places = (await connection.execute(listing.horizon(between))).scalars().all()
+    if len(places) < 2:
+        return between, None
+    return Between(low=places[0] - 1, high=between.high), places[0]
