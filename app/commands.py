@@ -112,11 +112,12 @@ class PauseTask(Wish, frozen=True, kw_only=True):
 
 
 class FailRun(Wish, frozen=True, kw_only=True):
-    """A worker: the run broke; try again at `retry_at`."""
+    """A worker: the run broke; try again at `retry_at`. Where it does not count: the run is given back."""
 
     run: int
     error: Problem
     retry_at: datetime | None = None
+    counts: bool = True
 
 
 class CompleteTask(Wish, frozen=True, kw_only=True):

@@ -314,6 +314,8 @@ def _run(command: WorkerCommand, task: Task) -> Decision:
         case PauseTask():
             return TaskPaused() if task.pause_requested else Rejected("not_waiting", "no pause is wished for")
         case FailRun(error=error, retry_at=retry_at):
+            if not command.counts:
+                return RunFailed(run=task.run, error=error, retry_at=retry_at, counts=False)
             if task.failures + 1 >= task.max_failures:
                 return TaskFailed(code=error.code, message=f"{error.message} ({_failures(task)})")
             return RunFailed(run=task.run, error=error, retry_at=retry_at)

@@ -9,10 +9,10 @@ import structlog
 
 from app.agents.agent import Step, kind_of
 from app.attached import Attached
-from app.commands import FinishStep, PauseTask, WorkerCommand
+from app.commands import FailRun, FinishStep, PauseTask, WorkerCommand
 from app.decide import Rejected
 from app.tasks import Cause, Done, Tasks
-from eventstore.events import Json, Usage
+from eventstore.events import Json, Problem, Usage
 from eventstore.log import LogError, LogFull, LogUnavailable, OutcomeUnknown
 from eventstore.queue import Lease
 from projections.steps import Steps
@@ -22,6 +22,8 @@ log = structlog.stdlib.get_logger()
 
 AGAIN_S = 0.1
 READ_WITHIN_S = 5.0
+GIVE_BACK_WITHIN_S = 3.0
+STOPPED = Problem(code="worker_stopped", message="its worker was told to stop")
 Wanted = TypeVar("Wanted")
 
 
@@ -79,6 +81,16 @@ class Hold:
     async def say(self, command: WorkerCommand, *, ending: bool = False) -> Done:
         """Execute; not heard any more: SetDown. `ending`: the command may itself set the task down or end it."""
         return self._judge(await self._execute(command), ending=ending)
+
+    async def give_back(self) -> bool:
+        """Let the task go for another worker to run; whether it was heard, within a short while."""
+        back = FailRun(run=self.run, error=STOPPED, counts=False)
+        try:
+            async with asyncio.timeout(GIVE_BACK_WITHIN_S):
+                await self.say(back, ending=True)
+        except (SetDown, LogError, TimeoutError):
+            return False
+        return True
 
     async def note(
         self, number: int, step: Step, digest: str, output: Json, *, took: float = 0.0, usage: Usage | None = None

@@ -53,8 +53,9 @@ from app.commands import (
     StartStep,
 )
 from app.hold import Hold, SetDown
+from eventstore.codec import Unreadable
 from eventstore.events import Json, PlannedStep, Problem, Usage
-from eventstore.log import LogError
+from eventstore.log import LogError, TooLarge
 from projections.steps import Answered
 
 log = structlog.stdlib.get_logger()
@@ -81,6 +82,9 @@ class Run:
             result = await self._drive(self._agent.run(await self._brief()))
         except AgentFailed as failed:
             agent_failed = failed
+        except (TooLarge, Unreadable) as error:
+            # What it says can't be written; said again in another run, it could be no more.
+            agent_failed = AgentFailed("unwritable", str(error))
         except (SetDown, LogError, asyncio.CancelledError):
             raise
         except Exception as error:

@@ -91,6 +91,8 @@ def about(fact: TaskFact | UnknownFact) -> str:
             return reason or ""
         case TaskResumed():
             return ""
+        case RunFailed(run=run, counts=False):
+            return f"run {run} was given back by a worker that stops"
         case RunFailed(run=run, error=error, retry_at=retry_at):
             return f"run {run}: {problem(error)}" + (f"; again at {moment(retry_at)}" if retry_at else "")
         case TaskCompleted(result=result):

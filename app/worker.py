@@ -61,7 +61,7 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="tool")
 
     async def work(self) -> None:
-        """Take and run until cancelled; what runs then is dropped, and its tasks are taken over."""
+        """Take and run until cancelled; what runs then is given back, for others to take."""
         try:
             async with asyncio.TaskGroup() as group:
                 for agent in self._catalogue:
@@ -158,7 +158,13 @@ class Worker:
         self._beats.hold(lease, task.task_id, number)
         self._tasks.metrics.runs.labels(agent.name).inc()
         log.info("run.began", task_id=task.task_id, run=number, agent=agent.name)
-        await Run(Hold(self._tasks, attached, done.task, lease, cause), agent, self._executor).play()
+        hold = Hold(self._tasks, attached, done.task, lease, cause)
+        try:
+            await Run(hold, agent, self._executor).play()
+        except asyncio.CancelledError:
+            # We are told to stop. The run is given back, so that another worker takes the task at once, and nothing
+            # counts as a failure; if the log is away, the lease does it.
+            raise SetDown("the worker stops", finished=await hold.give_back()) from None
         log.info("run.ended", task_id=task.task_id, run=number, status=attached.task.status)
         return True
 

@@ -40,6 +40,8 @@ def decode(stored: bytes) -> Record:
         return _decoder.decode(stored)
     except msgspec.DecodeError as error:
         return _decode_loosely(stored, error)
+    except RecursionError as error:
+        raise Unreadable("nested too deeply to be read back") from error
 
 
 def recorded(sequence: int, subject: str, stored: bytes) -> Recorded:

@@ -205,12 +205,14 @@ class TaskResumed(Fact, frozen=True, kw_only=True, tag="task.resumed"):
 
 
 class RunFailed(Fact, frozen=True, kw_only=True, tag="task.run_failed"):
-    """A run broke, the task did not: it may run again at `retry_at`."""
+    """A run broke, the task did not: it may run again at `retry_at`. Where it does not count, nothing broke: a worker
+    that was told to stop gave the run back."""
 
     run: int
     error: Problem
     retry_at: Time | None = None
     runnable: bool = True
+    counts: bool = True
 
 
 class TaskCompleted(Fact, frozen=True, kw_only=True, tag="task.completed"):

@@ -23,6 +23,9 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "po
 BUSY_S = 15.0
 """How long a writer of SQLite waits for another one."""
 STATEMENT_S = 60.0
+# A power cut may take the last transactions, each as a whole: they come again from the log. The WAL grows to 64 MiB
+# before it is written back: at the default of 4 a rebuild waits for the disk half of the time.
+PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=16384", "cache_size=-65536")
 OUR_LOCK = 0x7461736B
 """PostgreSQL's advisory lock under which generations are made, switched and dropped."""
 
@@ -125,7 +128,13 @@ def _sqlite(url: URL) -> AsyncEngine:
 
     def on_connect(connected: _Connected, _record: object) -> None:
         cursor = connected.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-65536", "temp_store=MEMORY", "wal_autocheckpoint=16384"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "cache_size=-65536",
+            "temp_store=MEMORY",
+            "wal_autocheckpoint=16384",
+        ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

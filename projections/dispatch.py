@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from eventstore.events import Owner, TaskId
 from eventstore.log import Recorded
@@ -132,7 +133,7 @@ class Board:
             self._places.pop(task.task_id, None)
             self._offered_again.pop(task.task_id, None)
             return
-        self._tasks[task.task_id] = task
+        self._tasks[task.task_id] = _lean(task)
         place = self._places.setdefault(task.task_id, recorded.sequence)
         if task.status == "running":
             agent.leave(task.task_id)
@@ -271,3 +272,10 @@ class Board:
 
 def _timer(task: Task, kind: Literal["deadline", "retry"], at: datetime) -> SetTimer:
     return SetTimer(owner=task.owner, task_id=task.task_id, kind=kind, at=at)
+
+
+def _lean(task: Task) -> Task:
+    """Without what the board has no use for: inputs and texts may be large, and it holds every task that lives."""
+    if task.input is None and not (task.text or task.step_text or task.metadata):
+        return task
+    return replace(task, input=None, metadata={}, text="", step_text="")

@@ -214,9 +214,9 @@ def _fold(task: Task, record: Record) -> Task:
             if task.status != "paused":
                 return replace(task, pause_requested=False)
             return replace(task, runnable=runnable, status=_unpaused(task))
-        case RunFailed(error=error, retry_at=retry_at, runnable=runnable):
-            broken = _set_down(task, "pending")
-            return replace(broken, failures=task.failures + 1, last_error=error, retry_at=retry_at, runnable=runnable)
+        case RunFailed(error=error, retry_at=retry_at, runnable=runnable, counts=counts):
+            down = replace(_set_down(task, "pending"), retry_at=retry_at, runnable=runnable)
+            return replace(down, failures=task.failures + 1, last_error=error) if counts else down
         case TaskCompleted(result=result):
             return _end(task, record, "completed", result=result)
         case TaskFailed(code=code, message=message):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from app.commands import FinishStep, PauseTask, QueueTask, RequestPause, ResumeTask, StartStep, WorkerCommand
+from app.commands import FailRun, FinishStep, PauseTask, QueueTask, RequestPause, ResumeTask, StartStep, WorkerCommand
 from eventstore.events import (
     PauseRequested,
+    RunFailed,
     StepFinished,
     StepStarted,
     TaskCompleted,
@@ -20,6 +21,7 @@ from tests.given import (
     DEADLINE,
     LIVES,
     created,
+    fold,
     given,
     input_requested,
     partial,
@@ -288,3 +290,11 @@ def test_the_last_failure_allowed_fails_the_task() -> None:
 def test_the_run_in_hand_ends_the_task(life: tuple[TaskFact, ...]) -> None:
     given(*life).when(complete(result="42")).then(TaskCompleted(run=1, result="42"))
     given(*life).when(fail(code="bad_input")).then(TaskFailed(code="bad_input", message="it broke"))
+
+
+def test_a_run_that_is_given_back_is_no_failure_however_many_there_were() -> None:
+    back = FailRun(run=1, error=BROKEN, counts=False)
+    decided = RunFailed(run=1, error=BROKEN, counts=False)
+    given(created(max_failures=1), started()).when(back).then(decided)
+    task = fold(created(max_failures=1), started(), decided)
+    assert (task.status, task.failures, task.runnable, task.last_error) == ("pending", 0, True, None)

@@ -108,3 +108,18 @@ async def test_a_deadline_ends_a_task_in_whatever_it_is(house: House) -> None:
         assert task.error.code == "timeout"
         assert (await house.tags(task_id)).count("timed_out") == 1
     assert "started" not in await house.tags(pending)
+
+
+async def test_a_worker_that_is_told_to_stop_gives_its_runs_back_and_nothing_counts_as_a_failure(house: House) -> None:
+    gate, acted = Gate(), list[str]()
+    first = house.work(acts_twice(gate, acted), settings=ONE_SLOT)
+    task_id = await house.submit(command=told())
+    await gate.acting.wait()
+    await house.stop(first)
+    given_back = await house.reach(task_id, "pending")
+    assert (given_back.failures, given_back.run) == (0, 1)
+    gate.let.set()
+    house.work(acts_twice(gate, acted), settings=ONE_SLOT)
+    task = await house.reach(task_id, "completed")
+    assert (task.run, task.failures) == (2, 0)
+    assert await house.starts(task_id) == [(1, False), (2, False)]
