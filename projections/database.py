@@ -6,11 +6,12 @@ ViewsError
 └── BadCursor          this is no cursor that a page ever gave
 """
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from sqlite3 import Error as SqliteError
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from asyncpg import InterfaceError, PostgresError
 from msgspec import ValidationError
@@ -18,6 +19,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+Answer = TypeVar("Answer")
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_S = 15.0
@@ -61,6 +64,8 @@ class Database:
     def __init__(self, engine: AsyncEngine, *, sqlite: bool) -> None:
         self._engine = engine
         self.sqlite = sqlite
+        self._working: set[object] = set()
+        self._idle = asyncio.Event()
 
     @classmethod
     def open(cls, url: str) -> "Database":
@@ -101,8 +106,26 @@ class Database:
                     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": OUR_LOCK})
                 yield connection
 
+    async def whole(self, work: Coroutine[object, object, Answer]) -> Answer:
+        """Let this come to its end even if who waits for it does not. A driver that is cancelled in the middle leaves
+        a connection that holds its locks (SQLite), or has to be made anew (PostgreSQL)."""
+        doing = asyncio.ensure_future(self._counted(work))
+        self._working.add(doing)
+        doing.add_done_callback(self._working.discard)
+        return await asyncio.shield(doing)
+
+    async def _counted(self, work: Coroutine[object, object, Answer]) -> Answer:
+        try:
+            return await work
+        finally:
+            self._idle.set()
+
     async def close(self) -> None:
-        """Close the connections."""
+        """Let what is under way end, and close the connections."""
+        while self._working:
+            self._idle.clear()
+            await self._idle.wait()
+            await asyncio.sleep(0)
         await self._engine.dispose()
 
 

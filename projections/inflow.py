@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from eventstore.log import Arrival, EventLog, LogError, Tail
 
-MAX_BUFFERED = 32_768
-MAX_BUFFERED_BYTES = 32 * 1024 * 1024
+MAX_BUFFERED = 100_000
+MAX_BUFFERED_BYTES = 48 * 1024 * 1024
 
 
 class LogIsAnother(LogError):
@@ -28,6 +28,7 @@ class Inflow:
         self._bytes = 0
         self._heard = after
         self._tail: Tail | None = None
+        self._leaving: asyncio.Future[None] | None = None
         self._full = False
         self._another = False
         self._woken = asyncio.Event()
@@ -61,14 +62,20 @@ class Inflow:
 
     async def close(self) -> None:
         """Follow no more."""
+        self._let_go()
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            await leaving
+
+    def _let_go(self) -> None:
         tail, self._tail = self._tail, None
         if tail is not None:
-            await tail.close()
+            self._leaving = asyncio.ensure_future(tail.close())
 
     async def _keep_flowing(self) -> None:
-        if self._full:
+        if self._full and not self._queue:
             await self.close()
-            self._full = bool(self._queue)
+            self._full = False
         if self._tail is None and not self._full:
             self._tail = await self._log.tail(self._on_arrival, self._on_reset, after=self._heard)
 
@@ -90,6 +97,8 @@ class Inflow:
         self._bytes += len(arrival.stored)
         self.most_buffered = max(self.most_buffered, len(self._queue))
         self._full = len(self._queue) >= self._max_buffered or self._bytes >= MAX_BUFFERED_BYTES
+        if self._full:
+            self._let_go()  # at once: what it still brings is brought twice
         if self._full or len(self._queue) >= self._wanted:
             self._woken.set()
 

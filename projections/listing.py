@@ -3,7 +3,6 @@
 import base64
 import binascii
 from datetime import datetime
-from typing import get_args
 
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Select, Table, func, or_, select, union_all
@@ -15,7 +14,6 @@ from projections.task import Status
 
 MAX_SEARCHED = 20_000
 """Tasks that one page of a search looks through; the next page goes on behind them."""
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -120,13 +118,16 @@ class Listing:
     def _arms(self) -> list[list[ColumnElement[bool]]]:
         """What splits the list so that each part is one range of an index: the statuses. (A session is short.)"""
         c, wanted = self._c, self._wanted
-        agent = [] if wanted.agent is None else [c.agent == indexed(wanted.agent)]
         if wanted.session_id is not None:
-            return [[*agent, *([] if wanted.statuses is None else [c.status.in_(sorted(wanted.statuses))])]]
-        if wanted.statuses is None and not agent:
-            return [[]]
-        statuses = STATUSES if wanted.statuses is None else sorted(wanted.statuses)
-        return [[*agent, c.status == status] for status in statuses]
+            # As expressions, which no index has: SQLite would else as soon walk all of a status as the session.
+            others = [] if wanted.agent is None else [c.agent.concat("") == indexed(wanted.agent)]
+            if wanted.statuses is not None:
+                others.append(c.status.concat("").in_(sorted(wanted.statuses)))
+            return [others]
+        agent = [] if wanted.agent is None else [c.agent == indexed(wanted.agent)]
+        if wanted.statuses is None:
+            return [agent]
+        return [[*agent, c.status == status] for status in sorted(wanted.statuses)]
 
     def _conditions(self, between: Between) -> list[ColumnElement[bool]]:
         c, wanted = self._c, self._wanted

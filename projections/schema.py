@@ -19,7 +19,7 @@ MAX_SEARCHED_TEXT = 8_192
 """Characters of an input that a search looks at."""
 MAX_WORD = 200
 """Characters of a session's or agent's name that an index holds as they are; PostgreSQL's entries have 2.7 KB."""
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+HALVES = re.compile("[\ud800-\udfff]")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LONG = BigInteger().with_variant(Integer, "sqlite")
 
@@ -81,7 +81,8 @@ def tasks_table(generation: int) -> Table:
     Index(f"{table.name}_by_id", c.owner, c.task_id, unique=True)
     Index(f"{table.name}_by_created", c.owner, c.created)
     Index(f"{table.name}_by_status", c.owner, c.status, c.created)
-    Index(f"{table.name}_by_agent", c.owner, c.agent, c.status, c.created)
+    Index(f"{table.name}_by_agent", c.owner, c.agent, c.created)
+    Index(f"{table.name}_by_agent_and_status", c.owner, c.agent, c.status, c.created)
     Index(f"{table.name}_by_time", c.owner, c.listed_at, c.created)
     some_session = c.session_id.is_not(None)
     Index(
@@ -115,8 +116,8 @@ def micros(time: datetime) -> int:
 
 
 def storable(text: str) -> str:
-    """Without what PostgreSQL has no text for: NUL, and halves of characters."""
-    return UNSTORABLE.sub("�", text)
+    """With signs for what PostgreSQL has no text for: NUL, and halves of characters."""
+    return HALVES.sub("\ufffd", text.replace("\0", "\u2400"))
 
 
 def indexed(word: str) -> str:

@@ -1,4 +1,4 @@
-"""The task views: one task as last taken in, one owner's tasks as a list; behind the log by what is still to take in."""
+"""The task views: one task as last taken in, an owner's tasks as a list; behind the log by what is yet to come in."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -113,6 +113,9 @@ class Views:
         return Listing(tasks_table(served.generation), owner, wanted, sqlite=self._database.sqlite)
 
     async def _read(self, ask: Callable[[AsyncConnection, _Served], Awaitable[Answer]]) -> Answer:
+        return await self._database.whole(self._ask(ask))
+
+    async def _ask(self, ask: Callable[[AsyncConnection, _Served], Awaitable[Answer]]) -> Answer:
         served: _Served | None = None
         while True:
             try:
@@ -142,6 +145,8 @@ async def _narrowed(
     connection: AsyncConnection, listing: Listing, wanted: Filter, between: Between, skew: int
 ) -> Between | None:
     """The part of the list that the filter's times leave; None: nothing."""
+    if wanted.statuses is not None and not wanted.statuses:
+        return None
     low, high = between.low, between.high
     if wanted.created_after is not None:
         first = (await connection.execute(listing.first_since(wanted.created_after))).scalar_one_or_none()

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -32,6 +32,7 @@ class Api(Struct):
     url: str
     client: httpx.AsyncClient
     token: str
+    connections: Callable[[], int]
 
     @property
     def bearer(self) -> dict[str, str]:
@@ -84,7 +85,7 @@ async def running(nats: NatsAddress, *, http: HttpSettings | None = None, token:
         headers = {"Authorization": f"Bearer {token}"}
         try:
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
-                yield Api(rooms, url, client, token)
+                yield Api(rooms, url, client, token, lambda: len(server.server_state.connections))
         finally:
             rooms.streams.drain()
             server.should_exit = True

@@ -38,11 +38,15 @@ class Cluster:
         os.chmod(directory, 0o755)
         if os.geteuid() == 0:
             shutil.chown(self._directory, "nobody")
-        self._run("initdb", "-D", f"{directory}/cluster", "-U", "tests", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
+        self._run(
+            "initdb", "-D", f"{directory}/cluster", "-U", "tests", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"
+        )
 
     def start(self) -> None:
         options = f"-k {self._directory} -c listen_addresses= -c fsync=off -c max_connections=50"
-        self._run("pg_ctl", "-D", f"{self._directory}/cluster", "-l", f"{self._directory}/log", "-o", options, "-w", "start")
+        self._run(
+            "pg_ctl", "-D", f"{self._directory}/cluster", "-l", f"{self._directory}/log", "-o", options, "-w", "start"
+        )
 
     def stop(self, *, at_once: bool = False) -> None:
         """`at_once`: as a crash would."""

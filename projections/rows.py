@@ -1,0 +1,134 @@
+"""A generation's rows: the tasks of a batch folded, and written."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from sqlalchemy import Table, bindparam, insert, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventstore.events import Owner, TaskId
+from eventstore.log import Recorded
+from projections.schema import body_of, indexed, micros, searched, task_of, text_of
+from projections.task import INITIAL, Task, evolve
+
+AT_ONCE = 500
+"""Rows that one statement asks for; SQLite takes 32,766 values."""
+MAX_HELD = 8_192
+MAX_HELD_BYTES = 4_096
+"""Of the tasks last written so many, none larger than this, are kept: their next records are near."""
+
+Key = tuple[Owner, TaskId]
+Values = dict[str, object]
+
+
+class Control(Struct, frozen=True):
+    """A generation's row of control: how far it is, and what its tasks' times are like (microseconds)."""
+
+    checkpoint: int
+    latest_at: int
+    skew: int
+
+
+class Folding(Struct):
+    """A task while a batch is folded. `created` is its place in the lists, and its row's key; `bytes` its row's."""
+
+    created: int
+    task: Task
+    new: bool
+    begun_at: int = 0
+    bytes: int = 0
+
+
+class Rows:
+    """The rows of one generation, for its carrier."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._held: dict[Key, tuple[int, Task]] = {}
+        self._held_at = -1
+
+    async def fold(
+        self, connection: AsyncConnection, records: Sequence[Recorded], checkpoint: int
+    ) -> dict[Key, Folding]:
+        """The batch's tasks after it, in the order in which it first names them; the rows are at `checkpoint`."""
+        if checkpoint != self._held_at:
+            self._held.clear()  # another projector wrote in between
+        keys = dict.fromkeys((one.owner, one.task_id) for one in records)
+        stored = await self._stored(connection, [key for key in keys if key not in self._held])
+        folding: dict[Key, Folding] = {}
+        for one in records:
+            key = one.owner, one.task_id
+            now = folding.get(key)
+            if now is None:
+                created, task = self._held.get(key) or stored.get(key) or (one.sequence, INITIAL)
+                now = folding[key] = Folding(created, task, task.version == 0, micros(one.record.at))
+            if one.sequence > now.task.sequence:
+                now.task = evolve(now.task, one)
+        return folding
+
+    async def _stored(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, tuple[int, Task]]:
+        c = self._table.c
+        found: dict[Key, tuple[int, Task]] = {}
+        for at in range(0, len(keys), AT_ONCE):
+            these = tuple_(c.owner, c.task_id).in_(keys[at : at + AT_ONCE])
+            rows = await connection.execute(select(c.owner, c.task_id, c.created, c.body).where(these))
+            for owner, task_id, created, body in rows:
+                found[owner, task_id] = created, task_of(body)
+        return found
+
+    async def write(self, connection: AsyncConnection, folded: dict[Key, Folding], control: Control) -> Values:
+        """What they are now, into the table; what of the generation's row of control changes."""
+        latest_at, skew = control.latest_at, control.skew
+        inserts: list[Values] = []
+        updates: list[Values] = []
+        for (owner, task_id), now in folded.items():
+            body = body_of(now.task)
+            now.bytes = len(body)
+            if not now.new:
+                updates.append({"row": now.created, **_changing(now.task, body)})
+                continue
+            latest_at = max(latest_at, now.begun_at)
+            skew = max(skew, latest_at - now.begun_at)
+            begun = {"created": now.created, "owner": owner, "task_id": task_id}
+            times = {"created_at": now.begun_at, "listed_at": latest_at}
+            inserts.append({**begun, **times, **_fixed(now.task), **_changing(now.task, body)})
+        if inserts:
+            await connection.execute(insert(self._table), inserts)
+        if updates:
+            c = self._table.c
+            changed: Values = {name: bindparam(name, type_=c[name].type) for name in updates[0] if name != "row"}
+            # Guarded although the row of control is locked: no row ever goes back.
+            older = (c.created == bindparam("row")) & (c.sequence < bindparam("sequence"))
+            await connection.execute(update(self._table).where(older).values(changed), updates)
+        return {"latest_at": latest_at, "skew": skew}
+
+    def hold(self, folded: dict[Key, Folding], upto: int) -> None:
+        """Remember those whose next records are near: this was committed, and the rows are at `upto`."""
+        for key, now in folded.items():
+            self._held.pop(key, None)
+            if not now.task.ended and now.bytes <= MAX_HELD_BYTES:
+                self._held[key] = now.created, now.task
+        while len(self._held) > MAX_HELD:
+            del self._held[next(iter(self._held))]
+        self._held_at = upto
+
+
+def _fixed(task: Task) -> Values:
+    """What a task's first fact says, and none later."""
+    return {
+        "agent": indexed(task.agent),
+        "session_id": None if task.session_id is None else indexed(task.session_id),
+        "title": searched(task.title or ""),
+        "input_text": searched(text_of(task.input)),
+    }
+
+
+def _changing(task: Task, body: bytes) -> Values:
+    return {
+        "status": task.status,
+        "updated_at": 0 if task.updated_at is None else micros(task.updated_at),
+        "sequence": task.sequence,
+        "version": task.version,
+        "sha256": task.sha256,
+        "body": body,
+    }
