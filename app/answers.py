@@ -1,9 +1,8 @@
 """What a step asks and what it is answered, apart from any log: digests, comparisons, bounds, text in pieces."""
 
-import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import assert_never
 
 import msgspec
@@ -26,6 +25,7 @@ from app.agents.agent import (
     Verdict,
     kind_of,
 )
+from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import Json, Problem
 from projections.steps import Answered
 
@@ -103,7 +103,10 @@ def plain(output: object) -> Json:
     encoded = msgspec.json.encode(output)
     if len(encoded) > MAX_OUTPUT:
         raise StepFailed("too_large", f"its output is over {MAX_OUTPUT} bytes")
-    return msgspec.json.decode(encoded)
+    answer = msgspec.json.decode(encoded)
+    if nested_over(answer, MAX_DEPTH):
+        raise StepFailed("too_deep", f"its output is nested over {MAX_DEPTH} levels")
+    return answer
 
 
 def result_of(value: object) -> str | None:
@@ -121,7 +124,7 @@ def encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-async def gathered(step: Say) -> AsyncGenerator[str]:
+async def gathered(step: Say, pause: Callable[[float], Awaitable[None]]) -> AsyncGenerator[str]:
     """A step's text at its pace, in flushes: every 50 ms or 2 KiB, whichever comes first, and at the end."""
     waiting = ""
     flushed_at = time.monotonic()
@@ -134,7 +137,7 @@ async def gathered(step: Say) -> AsyncGenerator[str]:
             if waiting and time.monotonic() + step.every_s - flushed_at >= FLUSH_S:
                 yield waiting
                 waiting, flushed_at = "", time.monotonic()
-            await asyncio.sleep(step.every_s)
+            await pause(step.every_s)
     if waiting:
         yield waiting
 

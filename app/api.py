@@ -44,6 +44,8 @@ log = structlog.stdlib.get_logger()
 
 GRACE_S = 5
 EVENT_STREAM = "text/event-stream"
+MAX_HEAD_BYTES = 64 * 1024
+TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
 
 
@@ -149,7 +151,7 @@ class Authentication(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
-        stream = connection.url.path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+        stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
         secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
         return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
 
@@ -158,7 +160,7 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     """Every error as a problem; one that nobody expected is ours, and is logged."""
     problem, headers = problem_of(error)
     if problem.status >= 500 and problem.code == "internal_error":
-        log.error("http.fault", path=request.url.path, exc_info=error)
+        log.error("http.fault", path=request.scope["path"], exc_info=error)
     return Response(encode(problem), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -244,7 +246,28 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._head_bytes = 0
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        if self._has_room(len(url)):
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        if self._has_room(len(name) + len(value)):
+            super().on_header(name, value)
+
+    def _has_room(self, more: int) -> bool:
+        """The parser has no limits of its own; a head without an end would fill the memory."""
+        self._head_bytes += more
+        if self._head_bytes <= MAX_HEAD_BYTES:
+            return True
+        if not self.transport.is_closing():
+            self.transport.write(TOO_LARGE_HEAD)
+            self.transport.close()
+        return False
 
 
 class Server(uvicorn.Server):

@@ -145,6 +145,8 @@ class Dispatcher:
                     await self._timers.clear(task_id, kind)
                 case Suspect(owner=owner, task_id=task_id, agent=agent, run=run):
                     if not await ask_alive(self._connection, task_id, run):
+                        self._tasks.metrics.sweeps.inc()
+                        log.info("dispatcher.swept", task_id=task_id, run=run)
                         # Without `lost_run`: whoever takes it asks once more, after a while.
                         await self._queue.offer(WorkItem(owner=owner, task_id=task_id, agent=agent))
                         self._board.offered_again(task_id)
@@ -171,9 +173,6 @@ class Dispatcher:
                 log.warning("dispatcher.no_sweep", error=str(error))
                 continue
             doubtful = self._board.sweep(datetime.now(UTC), silent_for=2 * self._queue.lease, depth=depth)
-            if doubtful:
-                self._tasks.metrics.sweeps.inc()
-                log.info("dispatcher.swept", doubtful=len(doubtful))
             await self._begin(doubtful, group)
             self._woken.set()
 

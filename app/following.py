@@ -7,6 +7,8 @@ from app.attached import Attached, Reader
 from eventstore.log import EventLog, LogUnavailable, Recorded, Tail
 
 PAGE = 256
+PAGE_BYTES = 1024 * 1024
+"""Records (and about their bytes) of a history that are in memory at once for one reader."""
 TRIES = 40
 TRY_EVERY_S = 0.05
 
@@ -56,7 +58,7 @@ async def _page(log: EventLog, attached: Attached, after: int, up_to: int, *, li
     if recent and (recent[0].record.version == 1 or recent[0].sequence <= after):
         return [recorded for recorded in recent if after < recorded.sequence <= up_to]
     for _ in range(TRIES):
-        page = await log.read(attached.owner, attached.task_id, after=after, limit=limit)
+        page = await log.read(attached.owner, attached.task_id, after=after, limit=limit, max_bytes=PAGE_BYTES)
         page = [recorded for recorded in page if recorded.sequence <= up_to]
         if page:
             return page

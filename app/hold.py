@@ -23,6 +23,7 @@ log = structlog.stdlib.get_logger()
 AGAIN_S = 0.1
 READ_WITHIN_S = 5.0
 GIVE_BACK_WITHIN_S = 3.0
+FOREVER_S = 10 * 365 * 86_400.0
 STOPPED = Problem(code="worker_stopped", message="its worker was told to stop")
 Wanted = TypeVar("Wanted")
 
@@ -106,6 +107,10 @@ class Hold:
             usage=usage,
         )
         await self.say(note)
+
+    async def over(self) -> None:
+        """Return when the task has ended, or someone else runs it."""
+        await self.sleep(FOREVER_S)
 
     async def sleep(self, seconds: float) -> None:
         """Wait; not for a task that ended, or that someone else runs."""

@@ -30,7 +30,7 @@ def read_local(data_dir: Path) -> Local | None:
     """What is kept there; None if nothing is, or nothing that this user may read."""
     try:
         return msgspec.json.decode((data_dir / FILE).read_bytes(), type=Local, dec_hook=_decoded)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, msgspec.DecodeError):
         return None
 
 

@@ -148,6 +148,12 @@ WORKING = (
         "For tests: each tool of the agent `simulator` that acts appends a line to this file.",
         click.Path(dir_okay=False, path_type=Path),
     ),
+    option(
+        "--simulated-crashes",
+        "off: a scenario of the agent `simulator` may not kill its worker, and the tasks of others with it.",
+        click.Choice(["on", "off"]),
+        default="on",
+    ),
 )
 LEASE = option(
     "--lease-s",
@@ -203,6 +209,7 @@ def agent_settings(given: Mapping[str, object]) -> AgentSettings:
         "limit": given.get("agent_limit", AGENTS.limit),
         "documents": given.get("documents"),
         "effects": given.get("effects"),
+        "crashes": given.get("simulated_crashes", "on") == "on",
     }
     return msgspec.convert(wanted, AgentSettings)
 

@@ -97,6 +97,8 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
 
 def _of_framework(error: HTTPException) -> tuple[ProblemDetails, dict[str, str]]:
     status = error.status_code
+    if status == 500 and "client disconnected" in error.detail.lower():
+        status = 400  # it broke off its own request: nobody hears the answer, and it is no fault of ours
     title = TITLES.get(status, "Bad request" if status < 500 else TITLES[500])
     problem = ProblemDetails(
         title=title,

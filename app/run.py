@@ -1,10 +1,8 @@
 """One run of one task: an agent's steps turned into commands, its recorded answers fed back to it."""
 
 import asyncio
-import inspect
 import random
 import time
-from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
@@ -38,7 +36,6 @@ from app.answers import (
     digest_of,
     encodable,
     gathered,
-    plain,
     result_of,
 )
 from app.commands import (
@@ -53,6 +50,7 @@ from app.commands import (
     StartStep,
 )
 from app.hold import Hold, SetDown
+from app.tools import Tools
 from eventstore.codec import Unreadable
 from eventstore.events import Json, PlannedStep, Problem, Usage
 from eventstore.log import LogError, TooLarge
@@ -67,10 +65,10 @@ LONGEST_RETRY_S = 60.0
 class Run:
     """An agent at its work, from its first step in this run to its end, its next question, or its set-down."""
 
-    def __init__(self, hold: Hold, agent: Agent, executor: Executor) -> None:
+    def __init__(self, hold: Hold, agent: Agent, tools: Tools) -> None:
         self._hold = hold
         self._agent = agent
-        self._executor = executor
+        self._tools = tools
         self._run = hold.run
         self._next = 0
 
@@ -206,7 +204,9 @@ class Run:
         error: Problem | None = None
         act = Act(idempotency_key=f"{self._hold.task_id}:{number}", started_before=started_before)
         try:
-            output = await self._call(step, act)
+            answered, output = await self._tools.call(step, act, self._hold.over())
+            if not answered:
+                raise SetDown("the task is over, or someone else's", finished=self._hold.task.ended)
         except StepFailed as failed:
             error = Problem(code=encodable(failed.problem.code), message=encodable(failed.problem.message))
         finish = FinishStep(
@@ -222,17 +222,11 @@ class Run:
         await self._hold.say(finish)
         return Answer(output, error)
 
-    async def _call(self, step: CallTool, act: Act) -> Json:
-        if inspect.iscoroutinefunction(step.act):
-            return plain(await step.act(act))
-        output = await asyncio.get_running_loop().run_in_executor(self._executor, step.act, act)
-        return plain(await output if inspect.isawaitable(output) else output)
-
     async def _speak(self, number: int, step: Say, digest: str) -> Answer:
         """Stream the text, gathered."""
         began = time.monotonic()
         offset = 0
-        async for text in gathered(step):
+        async for text in gathered(step, self._hold.sleep):
             await self._hold.say(ProducePartial(run=self._run, step=number, offset=offset, text=text))
             offset += len(text)
         return await self._note(number, step, digest, None, took=round(time.monotonic() - began, 6))

@@ -47,6 +47,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     limit: int = 32
     documents: Path | None = None
     effects: Path | None = None
+    crashes: bool = True
 
 
 class WorkerSettings(Struct, frozen=True, kw_only=True):

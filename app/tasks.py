@@ -276,8 +276,10 @@ class Tasks:
 
     async def _read_on(self, attached: Attached) -> None:
         """Read what the leader has beyond what we have; void where it does not follow on ours."""
+        had = attached.task.sequence
         last = await self.log.last(attached.owner, attached.task_id)
-        if last < attached.task.sequence:
+        # Compared with what we had when we asked: the tail may have brought more since.
+        if last < had:
             attached.make_void("went_back")
             return
         try:

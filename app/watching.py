@@ -70,6 +70,10 @@ def wait_for(client: Client, content: bytes, *, as_json: bool = False) -> int:
         click.echo(content)
     elif body.result is not None:
         click.echo(lines(body.result) if sys.stdout.isatty() else body.result)
+    elif body.approval_mode == "dry_run":
+        # The plan is what a dry run is for.
+        for planned in body.plan:
+            click.echo(lines(f"{planned.tool}: {planned.why}" if planned.why else planned.tool))
     if body.status == "completed":
         return 0
     click.echo(

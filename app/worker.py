@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -18,6 +17,7 @@ from app.metrics import Metrics, new_instance
 from app.run import Run
 from app.settings import LogSettings, WorkerSettings
 from app.tasks import Cause, Done, Tasks
+from app.tools import Tools
 from eventstore.connection import Connection
 from eventstore.events import TaskId
 from eventstore.figures import telling
@@ -29,6 +29,7 @@ from eventstore.queue import Lease, Queue
 log = structlog.stdlib.get_logger()
 
 TAKE_S = 3.0
+THREADS_A_SLOT = 4
 AGAIN_S = 0.2
 EARLY = timedelta(seconds=1)
 """So much before its time a retry may begin: clocks differ."""
@@ -58,7 +59,8 @@ class Worker:
         self._held: set[TaskId] = set()
         tasks.metrics.gauge("leases_held", "Tasks that this worker holds", lambda: len(self._held))
         tasks.metrics.gauge("free_slots", "Tasks that this worker could run besides", lambda: slots - len(self._held))
-        self._executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="tool")
+        # Some may be stuck in tools of tasks that are over.
+        self._tools = Tools(THREADS_A_SLOT * slots)
 
     async def work(self) -> None:
         """Take and run until cancelled; what runs then is given back, for others to take."""
@@ -67,7 +69,7 @@ class Worker:
                 for agent in self._catalogue:
                     group.create_task(self._serve(agent, group))
         finally:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._tools.close()
 
     async def _serve(self, agent: Agent, group: asyncio.TaskGroup) -> None:
         while True:
@@ -160,7 +162,7 @@ class Worker:
         log.info("run.began", task_id=task.task_id, run=number, agent=agent.name)
         hold = Hold(self._tasks, attached, done.task, lease, cause)
         try:
-            await Run(hold, agent, self._executor).play()
+            await Run(hold, agent, self._tools).play()
         except asyncio.CancelledError:
             # We are told to stop. The run is given back, so that another worker takes the task at once, and nothing
             # counts as a failure; if the log is away, the lease does it.

@@ -1,5 +1,7 @@
 """Record <-> bytes, and what is too big for a message moved to a blob. Old tags are upcast here to today's structs."""
 
+from collections.abc import Iterable
+
 import msgspec
 from msgspec.structs import fields as struct_fields
 from msgspec.structs import replace
@@ -9,6 +11,8 @@ from eventstore.log import LogError, Recorded, TooLarge, blob_reference, task_of
 
 MAX_INLINE = 256 * 1024
 """Bytes of a stored record over which its large fields become a blob."""
+MAX_DEPTH = 100
+"""Levels of nesting in what others say: what is deeper may be written, but not be read back."""
 MAX_STORED = 900 * 1024
 """Bytes of a stored record at most: a NATS message has 1 MiB, headers included."""
 
@@ -128,3 +132,23 @@ def _default(field: msgspec.structs.FieldInfo) -> object:
 
 TAGS = frozenset(str(kind.__struct_config__.tag) for kind in TaskFact.__args__)
 """The tags that this release knows."""
+
+
+def nested_over(value: object, levels: int) -> bool:
+    """Whether this JSON value is nested deeper than so many levels."""
+    level = [value]
+    for _ in range(levels + 1):
+        if not level:
+            return False
+        level = [one for within in level for one in _within(within)]
+    return bool(level)
+
+
+def _within(value: object) -> Iterable[object]:
+    match value:
+        case dict():
+            return msgspec.convert(value, dict[str, object]).values()
+        case list():
+            return msgspec.convert(value, list[object])
+        case _:
+            return ()

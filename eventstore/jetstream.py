@@ -109,9 +109,11 @@ class JetStreamLog:
             sequence = await self._store(subject, record.record_id, stored, expected)
         return Recorded(sequence=sequence, owner=owner, task_id=task_id, record=record, stored=stored)
 
-    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+    async def read(
+        self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Recorded]:
         """The task's records after a sequence. A replica may be behind: compare with `last`."""
-        found = await self._stream.batch(task_subject(owner, task_id), after=after, limit=limit)
+        found = await self._stream.batch(task_subject(owner, task_id), after=after, limit=limit, max_bytes=max_bytes)
         return [codec.recorded(one.sequence, one.subject, one.stored) for one in found]
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:

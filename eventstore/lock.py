@@ -155,12 +155,18 @@ def _is_orphan(server: int, directory: Path) -> bool:
     process = _process(server)
     # The lock file is read last: whoever started this nats-server had named itself there before.
     owner = _number_in(directory / "lock")
-    return process is not None and owner is not None and process[0] != owner
+    return process is not None and owner is not None and process[0] != owner and not _serves(process[0])
+
+
+def _serves(pid: int) -> bool:
+    """Whether this process is a supervisor: then its nats-server is no orphan, whatever the lock file says."""
+    process = _process(pid)
+    return process is not None and "serve" in process[1] and ("tasktrail" in process[1] or "app" in process[1])
 
 
 def _number_in(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text()) if path.is_file() else None
     except (OSError, ValueError):
         return None
 

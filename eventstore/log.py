@@ -194,8 +194,13 @@ class EventLog(Protocol):
         """
         ...
 
-    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
-        """The task's records after a sequence, in order. Raises LogUnavailable."""
+    async def read(
+        self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Recorded]:
+        """The task's records after a sequence, in order: at most `limit`, and about `max_bytes`, but at least one.
+
+        Raises LogUnavailable.
+        """
         ...
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:

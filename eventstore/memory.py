@@ -1,6 +1,7 @@
 """The same log in a list: it passes the same contract tests, and it is as real to its callers."""
 
 import asyncio
+from itertools import accumulate
 
 import structlog
 
@@ -133,11 +134,15 @@ class MemoryLog:
         await asyncio.sleep(0)
         return appended
 
-    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+    async def read(
+        self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Recorded]:
         """The task's records after a sequence."""
         await asyncio.sleep(0)
         found = [one for one in self._subjects.get(task_subject(owner, task_id), []) if one.sequence > after]
-        return found if limit is None else found[:limit]
+        found = found if limit is None else found[:limit]
+        sizes = accumulate(len(one.stored) for one in found[:-1])
+        return found[: 1 + sum(max_bytes is None or size < max_bytes for size in sizes)]
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:
         """The task's last sequence; 0: there is no such task."""

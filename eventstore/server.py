@@ -203,7 +203,7 @@ def address_in(data_dir: Path) -> NatsAddress | None:
 def _kept_access(directory: Path) -> _Access | None:
     try:
         return msgspec.json.decode((directory / "nats-server.json").read_bytes(), type=_Access)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, msgspec.DecodeError):
         return None
 
 
@@ -228,7 +228,7 @@ def _settled_access(directory: Path) -> _Access:
 
 
 def _free_port(wanted: int) -> int:
-    for port in [wanted, *random.sample(PORTS, 100)]:
+    for port in [*([wanted] if wanted in PORTS else []), *random.sample(PORTS, 100)]:
         with socket.socket() as probe:
             # As nats-server does: the last life's closed connections don't count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -22,6 +22,7 @@ NO_SUCH_MESSAGE = 10037
 NO_SUCH_STREAM = 10059
 BATCH = 256
 BATCH_BYTES = 8 * 1024 * 1024
+LARGEST = 1024 * 1024
 """Well below what the client keeps for us (64 MiB): over that it would drop a part."""
 READ_WITHIN_S = 5.0
 
@@ -157,38 +158,47 @@ class Stream:
             raise RefusedByServer(subject, ack.err_code, ack.description)
         return ack.sequence
 
-    async def batch(self, subject: str, *, after: int = 0, limit: int | None = None) -> list[Arrival]:
+    async def batch(
+        self, subject: str, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Arrival]:
         """Messages of one exact subject after a sequence, by direct get: fast, but a replica may be behind the leader.
 
-        Raises LogUnavailable.
+        About `max_bytes` of them (at least one MiB). Raises LogUnavailable.
         """
         found: list[Arrival] = []
-        while limit is None or len(found) < limit:
+        room = max_bytes
+        while (limit is None or len(found) < limit) and (room is None or room > 0):
             wanted = BATCH if limit is None else min(BATCH, limit - len(found))
-            more, pending = await self._whole_batch(subject, found[-1].sequence if found else after, wanted)
+            more, pending = await self._whole_batch(subject, found[-1].sequence if found else after, wanted, room)
             found += more
             if not more or pending == 0:
                 break
+            if room is not None:
+                room -= sum(len(one.stored) for one in more)
         return found
 
-    async def _whole_batch(self, subject: str, after: int, wanted: int) -> tuple[list[Arrival], int]:
+    async def _whole_batch(self, subject: str, after: int, wanted: int, room: int | None) -> tuple[list[Arrival], int]:
         """One batch and how many come after it; asked for again where the answer was cut."""
         until = time.monotonic() + READ_WITHIN_S
         while True:
             try:
-                return await self._one_batch(subject, after, wanted, until - time.monotonic())
+                return await self._one_batch(subject, after, wanted, room, until - time.monotonic())
             except _Cut:
                 if time.monotonic() >= until:
                     raise
                 await asyncio.sleep(random.uniform(0.01, 0.05))
 
-    async def _one_batch(self, subject: str, after: int, wanted: int, within_s: float) -> tuple[list[Arrival], int]:
+    async def _one_batch(
+        self, subject: str, after: int, wanted: int, room: int | None, within_s: float
+    ) -> tuple[list[Arrival], int]:
         token = f"{next(self._tokens):x}"
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         found: list[Arrival] = []
         self._waiting[token] = _batch_hearer(subject, found, done)
         self._reading.add(done)
-        request = {"seq": after + 1, "next_by_subj": subject, "batch": wanted, "max_bytes": BATCH_BYTES}
+        # A message has 1 MiB at most: one always fits.
+        most = BATCH_BYTES if room is None else min(BATCH_BYTES, max(room, LARGEST))
+        request = {"seq": after + 1, "next_by_subj": subject, "batch": wanted, "max_bytes": most}
         try:
             await self.connection.publish(
                 f"$JS.API.DIRECT.GET.{self.name}", msgspec.json.encode(request), reply=f"{self._inbox}.{token}"

@@ -37,7 +37,7 @@ class LazyResearcher:
 
 def catalogue(settings: AgentSettings) -> Catalogue:
     """`simulator`, and `researcher` where there are documents. Raises UnknownAgent for an unknown default."""
-    agents: list[Agent] = [Simulator(effects=settings.effects, limit=settings.limit)]
+    agents: list[Agent] = [Simulator(effects=settings.effects, crashes=settings.crashes, limit=settings.limit)]
     documents = settings.documents or (PROJECT_DOCS if PROJECT_DOCS.is_dir() else None)
     if documents is not None:
         agents.append(LazyResearcher(documents, limit=settings.limit))

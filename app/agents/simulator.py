@@ -51,13 +51,15 @@ MAX_SHOWN = 500
 
 class Simulator:
     """Plays a scenario. `effects` is the operator's: a file to which every tool that acts appends one line, the task's
-    id and the step's idempotency key, so that a test can count from outside what really ran."""
+    id and the step's idempotency key, so that a test can count from outside what really ran. `crashes`: whether a
+    scenario may kill its worker, and so hurt the tasks of others."""
 
     name = "simulator"
     description = "Plays a scenario given as JSON: any life that a task can have, at any pace."
 
-    def __init__(self, *, effects: Path | None = None, limit: int = 32) -> None:
+    def __init__(self, *, effects: Path | None = None, crashes: bool = True, limit: int = 32) -> None:
         self.effects = effects
+        self.crashes = crashes
         self.limit = limit
 
     def run(self, brief: Brief) -> Work:
@@ -93,6 +95,8 @@ class Simulator:
                 case Fail(fail=failure):
                     raise AgentFailed(failure.code, failure.message)
                 case Crash():
+                    if not self.crashes:
+                        raise AgentFailed("crash_turned_off", "crashes are turned off in this deployment")
                     yield CallTool(kind="effect", name="crash", input=None, act=_crash)
                 case Complete(complete=result):
                     return None if result is None else _filled(result, answer)

@@ -1,7 +1,7 @@
 """Our own API: wire structs, what they ask for (`to_command`), how a task reads (`render`), and the routes."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -9,13 +9,13 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app.commands import CreateTask
+from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, TaskId, Usage
 from eventstore.log import AGENT, TASK_ID
 from projections.task import Status, Task
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
-MAX_DEPTH = 100
 """Levels of lists and objects within each other. Far more could be stored and then not be read by everybody."""
 POLL_AFTER_S: dict[Status, float | None] = {
     "absent": None,
@@ -46,7 +46,7 @@ PublicStatus = Literal[
 AgentName = Annotated[str, Meta(pattern=f"^{AGENT.pattern}$")]
 
 
-class NewTask(Struct, kw_only=True, forbid_unknown_fields=True):
+class NewTask(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is asked for. `timeout_s` is in seconds from now; `max_failures` bounds runs that break or are lost."""
 
     agent: AgentName | None = None
@@ -159,28 +159,16 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 
 
 def fingerprint(body: NewTask) -> str:
-    """SHA-256 of what was asked, the same for the same wish: to tell a repeat from another wish under the same key."""
+    """SHA-256 of what was asked, the same for the same wish: to tell a repeat from another wish under the same key.
+
+    Defaults are left out: a field that a later release adds must not turn a repeat into another wish.
+    """
     return hashlib.sha256(_encoder.encode(body)).hexdigest()
 
 
 def is_too_deep(body: NewTask) -> bool:
     """Whether what is asked for is nested over MAX_DEPTH."""
-    level: list[object] = [body.input, *body.metadata.values()]
-    for _ in range(MAX_DEPTH + 1):
-        if not level:
-            return False
-        level = [one for within in level for one in _within(within)]
-    return bool(level)
-
-
-def _within(value: object) -> Iterable[object]:
-    match value:
-        case dict():
-            return msgspec.convert(value, dict[str, object]).values()
-        case list():
-            return msgspec.convert(value, list[object])
-        case _:
-            return ()
+    return nested_over([body.input, *body.metadata.values()], MAX_DEPTH + 1)
 
 
 def to_command(body: NewTask, *, default_agent: str) -> CreateTask:

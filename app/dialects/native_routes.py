@@ -19,7 +19,6 @@ from app.commands import CancelTask, Command, DecideReview, ReceiveInput, Reques
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, wait_of
 from app.dialects.native import (
-    MAX_DEPTH,
     MAX_METADATA,
     AgentBody,
     AgentList,
@@ -35,9 +34,11 @@ from app.dialects.native import (
     to_command,
 )
 from app.feed import BEGINNING, Cursor, Streams, TaskStream, cursor_of, event_id
+from app.following import PAGE_BYTES
 from app.keys import hashed_key
 from app.problems import BadRequest, NotFound, ProblemDetails, Refused
 from app.tasks import Tasks
+from eventstore.codec import MAX_DEPTH
 from eventstore.log import LogUnavailable, Recorded
 from projections.task import Task
 
@@ -87,7 +88,8 @@ async def create_task(
     if isinstance(done, Rejected):
         raise Refused(done)
     task = done.task
-    headers = {"Location": f"{request.base_url.path.rstrip('/')}/tasks/{task.task_id}"}
+    root_path = str(request.scope["root_path"]).rstrip("/")
+    headers = {"Location": f"{root_path}/tasks/{task.task_id}"}
     if done.recorded is None:
         headers["Idempotency-Replayed"] = "true"
     wait_s = wait_of(request)
@@ -162,10 +164,11 @@ async def get_blob(
     """The fields of a fact that were too big for the log, by the digest that its record's `blob` names."""
     request.user.need("tasks:read")
     attached, _ = await find(tasks, request.user, task_id)
-    for recorded in await tasks.log.read(attached.owner, attached.task_id):
-        reference = recorded.record.blob
-        if reference is not None and reference.sha256 == sha256:
-            content = await tasks.log.blobs.get(reference.name)
+    after = 0
+    while records := await tasks.log.read(attached.owner, attached.task_id, after=after, max_bytes=PAGE_BYTES):
+        after = records[-1].sequence
+        for reference in (recorded.record.blob for recorded in records):
+            content = await tasks.log.blobs.get(reference.name) if reference and reference.sha256 == sha256 else None
             if content is not None:
                 return Response(content, media_type="application/json", headers={"ETag": f'"{sha256}"'})
     raise NotFound("this task has no such blob")
@@ -298,7 +301,7 @@ async def _command(request: Asked, tasks: Tasks, text: str, command: Command) ->
 
 
 async def _page(tasks: Tasks, task: Task, cursor: Cursor, limit: int) -> Response[bytes]:
-    records = await tasks.log.read(task.owner, task.task_id, after=cursor.sequence, limit=limit)
+    records = await tasks.log.read(task.owner, task.task_id, after=cursor.sequence, limit=limit, max_bytes=PAGE_BYTES)
     last = records[-1].sequence if records else cursor.sequence
     more = b"true" if last < task.sequence else b"false"
     items = b",".join(map(_item, records))

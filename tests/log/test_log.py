@@ -8,7 +8,7 @@ import pytest
 
 from eventstore import codec
 from eventstore.events import Owner, TaskId, UnknownFact
-from eventstore.log import BadSubject, EventLog, LogUnavailable, WrongExpectedSequence, task_subject
+from eventstore.log import BadSubject, EventLog, LogUnavailable, Recorded, WrongExpectedSequence, task_subject
 from tests.log.logs import ANN, SOON_S, Ear, created, grow, new_task, record_of, said, write_against_others
 
 
@@ -297,3 +297,15 @@ async def test_words_that_would_be_wildcards_never_become_a_subject(log: EventLo
     with pytest.raises(BadSubject):
         await log.last(Owner(owner), TaskId(task))
     assert await log.last_sequence() == 0
+
+
+async def test_a_read_is_bounded_in_bytes_and_gives_one_record_at_least(log: EventLog):
+    task, grown = new_task(), list[Recorded]()
+    for n in range(12):
+        fact = said("x" * 200_000) if n else created()
+        after = grown[-1] if grown else None
+        grown.append(await log.append(ANN, task, record_of(fact, after), after.sequence if after else 0))
+    read = await log.read(ANN, task, max_bytes=1024 * 1024)
+    assert 1 <= len(read) < 12
+    assert [one.stored for one in read] == [one.stored for one in grown[: len(read)]]
+    assert len(await log.read(ANN, task, after=grown[1].sequence, limit=1, max_bytes=1)) == 1

@@ -27,9 +27,11 @@ class CountingLog(MemoryLog):
         super().__init__()
         self.reads = 0
 
-    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+    async def read(
+        self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Recorded]:
         self.reads += 1
-        return await super().read(owner, task_id, after=after, limit=limit)
+        return await super().read(owner, task_id, after=after, limit=limit, max_bytes=max_bytes)
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:
         self.reads += 1
@@ -39,8 +41,10 @@ class CountingLog(MemoryLog):
 class FarLog(MemoryLog):
     """The log in memory, whose answers are a while on their way."""
 
-    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
-        found = await super().read(owner, task_id, after=after, limit=limit)
+    async def read(
+        self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Recorded]:
+        found = await super().read(owner, task_id, after=after, limit=limit, max_bytes=max_bytes)
         await asyncio.sleep(0.01)
         return found
 

@@ -35,8 +35,10 @@ class LateReplica(MemoryLog):
 
     late = 3
 
-    async def read(self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
-        records = await super().read(owner, task_id, after=after, limit=limit)
+    async def read(
+        self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Recorded]:
+        records = await super().read(owner, task_id, after=after, limit=limit, max_bytes=max_bytes)
         if self.late and records:
             self.late -= 1
             return records[:-1]

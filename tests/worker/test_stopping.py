@@ -123,3 +123,14 @@ async def test_a_worker_that_is_told_to_stop_gives_its_runs_back_and_nothing_cou
     task = await house.reach(task_id, "completed")
     assert (task.run, task.failures) == (2, 0)
     assert await house.starts(task_id) == [(1, False), (2, False)]
+
+
+async def test_a_cancelled_tasks_tool_holds_its_worker_no_longer(house: House) -> None:
+    house.work(settings=ONE_SLOT)
+    long = await house.submit({"tool": "x", "takes": 3_600})
+    await house.reach(long, lambda task: task.in_hand is not None)
+    slow = await house.submit({"say": "one two", "takes": 3_600})
+    await house.cancel(long)
+    await house.reach(slow, "running")
+    await house.cancel(slow)
+    assert (await house.reach(await house.submit({"complete": "ran"}), "completed")).result == "ran"
