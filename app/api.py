@@ -35,6 +35,7 @@ from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.settings import HttpSettings, LogSettings
 from app.tasks import Tasks
+from app.views import Lists
 from eventstore.connection import Connection
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
@@ -61,7 +62,9 @@ class Rooms:
         catalogue: Catalogue,
         http: HttpSettings,
         figures: Figures,
+        lists: Lists,
     ) -> None:
+        self.lists = lists
         self.connection = connection
         self.figures = figures
         self.tasks = tasks
@@ -75,8 +78,11 @@ class Rooms:
 
 
 @asynccontextmanager
-async def open_rooms(log_settings: LogSettings, http: HttpSettings, catalogue: Catalogue) -> AsyncGenerator[Rooms]:
+async def open_rooms(
+    log_settings: LogSettings, http: HttpSettings, catalogue: Catalogue, views_url: str | None = None
+) -> AsyncGenerator[Rooms]:
     """Connect and follow the log; on the way out, let appends in flight end. Raises LogUnavailable, ServerTooOld."""
+    lists = Lists(views_url)
     connection = await Connection.open(log_settings.nats, "tasktrail-api")
     try:
         event_log = await JetStreamLog.open(
@@ -96,12 +102,14 @@ async def open_rooms(log_settings: LogSettings, http: HttpSettings, catalogue: C
                     catalogue=catalogue,
                     http=http,
                     figures=figures,
+                    lists=lists,
                 )
         finally:
             await tasks.close()
             await tokens.close()
             await event_log.close()
     finally:
+        await lists.close()
         await connection.close()
 
 
@@ -176,6 +184,7 @@ def build(rooms: Rooms) -> ASGIApp:
         dependencies={
             "rooms": given(rooms),
             "tasks": given(rooms.tasks),
+            "lists": given(rooms.lists),
             "streams": given(rooms.streams),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),

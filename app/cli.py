@@ -32,6 +32,7 @@ from app.options import (
     OUR_NATS,
     SERVING,
     SWEEP,
+    VIEWS,
     WEB,
     WORKING,
     agent_settings,
@@ -99,7 +100,7 @@ def tasktrail() -> None:
     """
 
 
-@tasktrail.command(params=[*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, *WEB, *WORKING, LEASE, SWEEP, LOG_LEVEL])
+@tasktrail.command(params=[*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *WEB, *WORKING, LEASE, SWEEP, LOG_LEVEL])
 @click.pass_context
 def serve(
     context: click.Context,
@@ -109,6 +110,7 @@ def serve(
     replicas: int,
     log_level: str,
     nats_url: str | None,
+    views_url: str | None,
     **others: object,
 ) -> None:
     """Start everything on this machine.
@@ -130,6 +132,7 @@ def serve(
         # The token is not among it: only this process needs it.
         environment=without_token(environment),
         nats=log_settings(context.params).nats if nats_url else None,
+        views_url=views_url,
         token=token,
         replicas=replicas,
         worker_processes=worker_processes,
@@ -140,9 +143,9 @@ def serve(
         run(supervise(site, announce))
 
 
-@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, *OFFER, *WEB, LOG_LEVEL])
+@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
-def api(fd: int | None, **given: object) -> None:
+def api(fd: int | None, views_url: str | None, **given: object) -> None:
     """Answer HTTP, on a shared NATS.
 
     As many of these as wanted, each with an address of its own, behind any load balancer.
@@ -154,7 +157,7 @@ def api(fd: int | None, **given: object) -> None:
         agents = catalogue(agent_settings(given))
         if fd is None:
             warn_of_open_doors(http)
-        run(answer(log_settings(given), http, agents, fd))
+        run(answer(log_settings(given), http, agents, views_url, fd))
 
 
 @tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, *WORKING, LEASE, LOG_LEVEL])
@@ -174,11 +177,11 @@ def worker(worker_id: str | None, **given: object) -> None:
         run(until_told(run_worker(log_settings(given), agents, worker_settings(given), worker_id)))
 
 
-@tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, LEASE, SWEEP, LOG_LEVEL])
-def projector(**given: object) -> None:
-    """Hand out the work, on a shared NATS.
+@tasktrail.command(params=[GIVEN_NATS, *LOG, VIEWS, *OFFER, LEASE, SWEEP, LOG_LEVEL])
+def projector(views_url: str | None, **given: object) -> None:
+    """Hand out the work and carry the views that lists are read from, on a shared NATS.
 
-    One is needed; of several one leads, and the others stand by.
+    One is needed; of several one leads in each, and the others stand by.
     """
     from app.dispatcher import run_projector
 
@@ -188,10 +191,12 @@ def projector(**given: object) -> None:
         settings = agent_settings(given)
         agents = catalogue(settings)
         limits = {name: agents.limit(name) for name in agents.names}
-        run(until_told(run_projector(log_settings(given), settings, worker_settings(given), limits)))
+        run(until_told(run_projector(log_settings(given), settings, worker_settings(given), limits, views_url)))
 
 
-async def answer(log_to: LogSettings, http: HttpSettings, agents: Catalogue, fd: int | None) -> None:
+async def answer(
+    log_to: LogSettings, http: HttpSettings, agents: Catalogue, views_url: str | None, fd: int | None
+) -> None:
     """Be an API process, on the socket that was inherited or one of its own."""
     # Imported here: it takes litestar along, which no other process needs.
     from app.api import open_rooms
@@ -199,7 +204,7 @@ async def answer(log_to: LogSettings, http: HttpSettings, agents: Catalogue, fd:
 
     listening = await listen(http.host, http.port) if fd is None else socket.socket(fileno=fd)
     with listening:
-        async with open_rooms(log_to, http, agents) as rooms:
+        async with open_rooms(log_to, http, agents, views_url) as rooms:
             asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
             log.info("api.ready", host=http.host, port=listening.getsockname()[1])
             await serve_http(rooms, listening)

@@ -27,6 +27,7 @@ from app.replies import (
     Page,
     Refused,
     Reset,
+    TaskPage,
     Told,
     complaint,
     decoded,
@@ -153,6 +154,11 @@ class Client:
     def get(self, task_id: TaskId) -> bytes:
         """The task's JSON."""
         return self._ask("GET", _path(task_id)).content
+
+    def tasks(self, query: Mapping[str, str | int]) -> TaskPage:
+        """A page of the owner's tasks, newest first."""
+        answer = self._ask("GET", f"/tasks?{httpx.QueryParams(query)}")
+        return decoded(answer.content, TaskPage)
 
     def changed(self, task_id: TaskId, version: int, *, within_s: int) -> bytes | None:
         """The task's JSON once its version is another; None where it still is this one."""

@@ -8,6 +8,7 @@ from app.client import Client, new_key
 from app.replies import NotTried, task_of
 from app.steering import answer, approve, cancel, pause, refuse, resume
 from app.token_commands import tokens
+from app.view_commands import list_tasks, views
 from app.watching import wait_for, watch_task
 from app.wording import card, line, whats_needed
 from eventstore.events import Json, TaskId
@@ -147,4 +148,17 @@ def show(client: Client, task_id: TaskId, events: bool, as_json: bool) -> None:
         click.echo(needed, err=True)
 
 
-COMMANDS: list[click.Command] = [submit, watch, show, answer, approve, refuse, pause, resume, cancel, tokens]
+COMMANDS: list[click.Command] = [
+    submit,
+    watch,
+    show,
+    list_tasks,
+    answer,
+    approve,
+    refuse,
+    pause,
+    resume,
+    cancel,
+    tokens,
+    views,
+]

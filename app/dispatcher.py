@@ -14,6 +14,7 @@ from app.decide import Rejected
 from app.metrics import Metrics
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Tasks
+from app.views import carry_views
 from eventstore import codec
 from eventstore.codec import Unreadable
 from eventstore.connection import Connection
@@ -281,14 +282,27 @@ async def open_dispatcher(
 
 
 async def run_projector(
-    log_settings: LogSettings, agents: AgentSettings, worker: WorkerSettings, limits: dict[str, int] | None = None
+    log_settings: LogSettings,
+    agents: AgentSettings,
+    worker: WorkerSettings,
+    limits: dict[str, int] | None = None,
+    views_url: str | None = None,
 ) -> None:
-    """Carry the projections (the dispatcher now) until cancelled. Raises LogUnavailable, ServerTooOld at the start."""
+    """Carry the projections (the dispatcher, and the views where they have a database) until cancelled.
+
+    Raises LogUnavailable, ServerTooOld at the start.
+    """
     async with open_dispatcher(log_settings, agents, worker, limits or {}) as (dispatcher, election):
-        while True:
-            await election.campaign()
-            await until_first(dispatcher.lead(), election.deposed())
-            log.warning("dispatcher.deposed")
+        carrying = None if views_url is None else asyncio.ensure_future(carry_views(log_settings, views_url))
+        try:
+            while True:
+                await election.campaign()
+                await until_first(dispatcher.lead(), election.deposed())
+                log.warning("dispatcher.deposed")
+        finally:
+            if carrying is not None:
+                carrying.cancel()
+                await asyncio.wait({carrying})
 
 
 async def until_first(*works: Coroutine[object, object, None]) -> None:

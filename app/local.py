@@ -4,6 +4,7 @@ One file, `tasktrail.json`, readable by its user alone. At a clean stop the addr
 """
 
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -18,12 +19,18 @@ FILE = "tasktrail.json"
 
 class Local(Struct, frozen=True, kw_only=True):
     """`url` and `nats` are None when the service was stopped; after a crash they are its last. `certificate` is what
-    the service shows to a TLS client."""
+    the service shows to a TLS client; `views` the database of its views."""
 
     token: str
     url: str | None = None
     nats: NatsAddress | None = None
     certificate: Path | None = None
+    views: str | None = None
+
+
+def file_url(path: Path) -> str:
+    """The address of views in a SQLite file, without what SQLAlchemy would take to say it."""
+    return f"sqlite:///{quote(str(path.absolute()))}"
 
 
 def read_local(data_dir: Path) -> Local | None:

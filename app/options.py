@@ -79,6 +79,19 @@ def _checked_authorities(_context: click.Context, _option: click.Parameter, path
     return path
 
 
+def checked_views_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    """An address of a database, whole."""
+    if url is None:
+        return None
+    # Imported here: most processes and commands have no use for a database's driver.
+    from projections.database import ViewsUnavailable, settled
+
+    try:
+        return settled(url)
+    except ViewsUnavailable as error:
+        raise click.BadParameter(str(error)) from error
+
+
 LOG_LEVEL = option(
     "--log-level",
     "What of the logs, on standard error, is written.",
@@ -88,6 +101,12 @@ LOG_LEVEL = option(
 NATS_TEXT = "A NATS server with JetStream, 2.12 or newer; a comma list for a cluster."
 OUR_NATS = option("--nats-url", f"{NATS_TEXT} Without it, one of its own is started.", check=_checked_nats_url)
 GIVEN_NATS = option("--nats-url", NATS_TEXT, required=True, check=_checked_nats_url)
+VIEWS = option(
+    "--views-url",
+    "The database of the views, for lists: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME. "
+    "[default: none, and no lists; `serve`: the file `views.sqlite` in the data directory]",
+    check=checked_views_url,
+)
 LOG = (
     option("--nats-creds", "The credentials file of our NATS user.", FILE),
     option("--nats-ca", "The authorities of NATS's TLS certificate.", FILE, check=_checked_authorities),

@@ -8,6 +8,8 @@ from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
 from app.feed import BadCursor
 from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
+from projections.database import BadCursor as BadPageCursor
+from projections.database import ViewsUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -59,17 +61,19 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     NotFound: (404, "not_found", "Not found"),
     BadRequest: (400, "bad_request", "The request can't be understood"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
+    BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
     TooLarge: (413, "too_large", "Too large"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
     LogError: (503, "log_unavailable", "The log can't be reached"),
+    ViewsUnavailable: (503, "views_unavailable", "Lists can't be read now"),
     # A body that the framework could not decode; what is nested deeply in our own words is bounded where it comes in.
     RecursionError: (400, "bad_request", "The request is nested too deeply"),
     UnicodeDecodeError: (400, "bad_request", "The request is not UTF-8"),
 }
-RETRY_AFTER_S: dict[str, int] = {"log_full": 30, "outcome_unknown": 1, "log_unavailable": 1}
+RETRY_AFTER_S: dict[str, int] = {"log_full": 30, "outcome_unknown": 1, "log_unavailable": 1, "views_unavailable": 1}
 TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 413: "Too large", 500: "A fault of ours"}
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 500: "internal_error"}
 

@@ -71,6 +71,14 @@ class Page(Struct):
     next_after: int
 
 
+class TaskPage(Struct):
+    """A page of tasks."""
+
+    data: list[msgspec.Raw]
+    has_more: bool
+    next_cursor: str | None
+
+
 class _Item(Struct):
     sequence: int
 

@@ -20,7 +20,7 @@ import structlog
 from msgspec import Struct
 
 from app.child import Child
-from app.local import Local, read_local, write_local
+from app.local import Local, file_url, read_local, write_local
 from app.settings import HttpSettings
 from eventstore.connection import Connection, NatsAddress, RefusedByServer, hidden
 from eventstore.events import Owner
@@ -36,6 +36,8 @@ GRACE_S = 10.0
 READY_WITHIN_S = 60.0
 BACKLOG = 2048
 OWNER = Owner("dev")
+VIEWS_FILE = "views.sqlite"
+"""Where the views are, in the data directory, unless another database is named."""
 
 
 class ServeError(Exception):
@@ -51,12 +53,14 @@ class NeverReady(ServeError):
 
 
 class Site(Struct, frozen=True, kw_only=True):
-    """What one `serve` is told. `environment` is its children's; `nats` is None where we start one of our own."""
+    """What one `serve` is told. `environment` is its children's; `nats` is None where we start one of our own;
+    `views_url` is None where the views are in the data directory."""
 
     data_dir: Path
     http: HttpSettings
     environment: dict[str, str]
     nats: NatsAddress | None = None
+    views_url: str | None = None
     token: str | None = None
     replicas: int = 1
     worker_processes: int = 1
@@ -111,7 +115,8 @@ async def _run(site: Site, announce: Callable[[Ready], None], house: AsyncExitSt
     token = await _settled_token(connection, lock.directory, site)
     certificate = site.http.ssl_certfile and site.http.ssl_certfile.resolve()
     ready = Ready(url=_url(listening, site.http), token=token, data_dir=lock.directory, certificate=certificate)
-    children = _children(site, connection, nats, listening)
+    views_url = site.views_url or file_url(lock.directory / VIEWS_FILE)
+    children = _children(site, connection, nats, views_url, listening)
     house.push_async_callback(_stop, children, listening, lock.directory, token, hurry)
     is_ready = asyncio.Event()
     try:
@@ -120,7 +125,8 @@ async def _run(site: Site, announce: Callable[[Ready], None], house: AsyncExitSt
                 group.create_task(child.keep(is_ready))
             await _until_ready(listening, secure=site.http.ssl_certfile is not None)
             with writing(lock.directory):
-                write_local(lock.directory, Local(token=token, url=ready.url, nats=nats, certificate=certificate))
+                local = Local(token=token, url=ready.url, nats=nats, certificate=certificate, views=views_url)
+                write_local(lock.directory, local)
             is_ready.set()
             announce(ready)
     except ExceptionGroup as failed:
@@ -141,8 +147,13 @@ async def _stop(
         log.warning("serve.not_marked_as_stopped", directory=str(directory), reason=str(error))
 
 
-def _children(site: Site, connection: Connection, nats: NatsAddress, listening: socket.socket) -> list[Child]:
-    environment = site.environment | {"TASKTRAIL_NATS_URL": nats.url}
+def _children(
+    site: Site, connection: Connection, nats: NatsAddress, views_url: str, listening: socket.socket
+) -> list[Child]:
+    # Agents run in a worker, and have no business with the views: it is not told their address, password and all.
+    plain = {name: value for name, value in site.environment.items() if name != "TASKTRAIL_VIEWS_URL"}
+    plain["TASKTRAIL_NATS_URL"] = nats.url
+    environment = plain | {"TASKTRAIL_VIEWS_URL": views_url}
     descriptor = listening.fileno()
 
     async def on_death(worker: str) -> None:
@@ -154,7 +165,7 @@ def _children(site: Site, connection: Connection, nats: NatsAddress, listening: 
     api = Child("api", ["api", "--fd", str(descriptor)], environment, inherits=(descriptor,))
     projector = Child("projector", ["projector"], environment)
     numbers = range(1, site.worker_processes + 1)
-    workers = [Child(f"worker-{number}", ["worker"], environment, on_death=on_death) for number in numbers]
+    workers = [Child(f"worker-{number}", ["worker"], plain, on_death=on_death) for number in numbers]
     return [api, projector, *workers]
 
 

@@ -189,7 +189,7 @@ async def _bucket(nats: NatsAddress) -> AsyncGenerator[Tokens]:
     except (OSError, ValueError) as error:
         raise NoAddress(f"NATS can't be asked as given: {error}") from error
     try:
-        bucket = await Tokens.open(connection, replicas=await _replicas(connection))
+        bucket = await Tokens.open(connection, replicas=await replicas_of(connection, f"KV_{BUCKET}") or 1)
         try:
             yield bucket
         finally:
@@ -198,12 +198,12 @@ async def _bucket(nats: NatsAddress) -> AsyncGenerator[Tokens]:
         await connection.close()
 
 
-async def _replicas(connection: Connection) -> int:
-    """As many as the bucket has: opening it with another number would change it for the whole cluster."""
+async def replicas_of(connection: Connection, stream: str) -> int:
+    """As many as it has (0: there is none): opening it with another number would change it for the whole cluster."""
     try:
-        found = await connection.api(f"STREAM.INFO.KV_{BUCKET}")
+        found = await connection.api(f"STREAM.INFO.{stream}")
     except RefusedByServer as error:
         if error.err_code == NO_SUCH_STREAM:
-            return 1
+            return 0
         raise
     return msgspec.convert(found["config"], _Configured).num_replicas

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -124,8 +125,13 @@ class Connection:
         return self.client.is_connected
 
     def on_reconnected(self, call: Callable[[], None]) -> None:
-        """Have this called after each reconnect."""
+        """Have this called after each reconnect, until `off_reconnected`."""
         self._on_reconnected.append(call)
+
+    def off_reconnected(self, call: Callable[[], None]) -> None:
+        """Have it called no more; nothing happens where it was not."""
+        with suppress(ValueError):
+            self._on_reconnected.remove(call)
 
     async def request(
         self, subject: str, payload: bytes = b"", *, timeout_s: float = 2.0, headers: dict[str, str] | None = None
@@ -221,7 +227,7 @@ class Connection:
 
     async def _reconnected(self) -> None:
         log.info("nats.reconnected")
-        for call in self._on_reconnected:
+        for call in list(self._on_reconnected):
             call()
 
 

@@ -127,7 +127,9 @@ class JetStreamLog:
 
     async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> Tail:
         """Follow the whole log."""
-        tail = await StreamTail.open(self.connection, self._stream, on_arrival, on_reset, after=after)
+        tail = await StreamTail.open(
+            self.connection, self._stream, on_arrival, on_reset, after=after, on_closed=self._tails.remove
+        )
         self._tails.append(tail)
         return tail
 
@@ -137,8 +139,9 @@ class JetStreamLog:
 
     async def close(self) -> None:
         """Stop the tails and let go of the connection's inboxes."""
-        for tail in self._tails:
+        for tail in list(self._tails):
             await tail.close()
+        self.connection.off_reconnected(self._wake)
         await self.blobs.close()
         await self._stream.close()
 

@@ -51,6 +51,7 @@ class StreamTail:
         self._reaching: list[tuple[int, asyncio.Future[None]]] = []
         self._leader = Leader(stream)
         self._keeping: asyncio.Task[None] | None = None
+        self._on_closed: Callable[[StreamTail], None] | None = None
         self.closed = False
         self.recreations = 0
 
@@ -64,8 +65,12 @@ class StreamTail:
         *,
         after: int | None = None,
         pending_msgs: int = 65_536,
+        on_closed: "Callable[[StreamTail], None] | None" = None,
     ) -> "StreamTail":
-        """Begin after a sequence (None: the leader's last; never "new"). Raises LogUnavailable."""
+        """Begin after a sequence (None: the leader's last; never "new"); `on_closed` hears of its end once.
+
+        Raises LogUnavailable.
+        """
         tail = cls(connection, stream, on_arrival, on_reset, pending_msgs)
         tail._after = after
         state = await tail._leader.ask()
@@ -78,6 +83,7 @@ class StreamTail:
         except BaseException:
             await tail.close()
             raise
+        tail._on_closed = on_closed
         connection.on_reconnected(tail._break)
         tail._leader.keep_asking()
         tail._keeping = asyncio.ensure_future(tail._keep())
@@ -133,6 +139,10 @@ class StreamTail:
     async def close(self) -> None:
         """Stop following."""
         self.closed = True
+        self._connection.off_reconnected(self._break)
+        on_closed, self._on_closed = self._on_closed, None
+        if on_closed is not None:
+            on_closed(self)
         self._generation += 1
         self._broken.set()
         if self._keeping is not None:

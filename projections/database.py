@@ -58,6 +58,15 @@ class _Connected(Protocol):
     def cursor(self) -> _Cursor: ...
 
 
+def settled(url: str) -> str:
+    """The same address, a file by its whole path, for processes elsewhere. Raises ViewsUnavailable."""
+    Database.open(url)
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database is None:
+        return url
+    return parsed.set(database=str(Path(parsed.database).absolute())).render_as_string(hide_password=False)
+
+
 class Database:
     """A pool of connections. `open` first, `close` last."""
 

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -20,10 +20,14 @@ import app
 from app import __version__
 from app.dialects.native import AgentList
 from tests.log.logs import SOON_S
+from tests.projections.databases import cluster, programs
 from tests.walk.serving import free_port
 
 FILE = Path(app.__file__).parent.parent / "compose.yaml"
-SECRET = {"TASKTRAIL_NATS_PASSWORD": "0f-Secret_1"}
+SECRET = {"TASKTRAIL_NATS_PASSWORD": "0f-Secret_1", "TASKTRAIL_POSTGRES_PASSWORD": "0f-Secret_2"}
+VIEWS_URL = f"postgresql://tasktrail:{SECRET['TASKTRAIL_POSTGRES_PASSWORD']}@postgres:5432/tasktrail"
+NOT_HERE = "postgres"
+"""A service that has no process of its own here: the test's own PostgreSQL stands for it, or else a SQLite file."""
 REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?::(?P<how>[-?])(?P<what>[^}]*))?\}|(?P<bare>\w+))")
 STARTS_WITHIN_S = 30.0
 
@@ -116,12 +120,14 @@ def compose(**more: str) -> Compose:
 def test_it_is_a_valid_compose_file():
     specification = PyCompose.from_yaml(msgspec.yaml.encode(read(SECRET)).decode())
     specification.validate()
-    assert sorted(specification.service_names()) == ["api", "nats", "projector", "worker"]
+    assert sorted(specification.service_names()) == ["api", "nats", "postgres", "projector", "worker"]
 
 
 def test_it_has_no_secret_of_its_own_and_starts_with_none():
     with pytest.raises(NotSet, match="TASKTRAIL_NATS_PASSWORD: set it"):
         read({})
+    with pytest.raises(NotSet, match="TASKTRAIL_POSTGRES_PASSWORD: set it"):
+        read({"TASKTRAIL_NATS_PASSWORD": "x"})
     for name in re.findall(r"\$\{(\w*(?:PASSWORD|SECRET|TOKEN|KEY)\w*)(?!\w*:\?)", FILE.read_text()):
         raise AssertionError(f"{name} has a default, or may be empty")
 
@@ -140,7 +146,7 @@ def test_every_image_is_pinned_and_every_service_is_watched_restarted_and_given_
             assert "--constraint constraints.txt" in service.build.dockerfile_inline
             assert service.depends_on == {"nats": {"condition": "service_healthy"}}
             assert service.read_only
-        assert all(re.search(r":\d+\.\d+\.\d+", image) for image in pinned), name
+        assert all(re.search(r":\d+\.\d+(\.\d+|-alpine$)", image) for image in pinned), name
         assert service.healthcheck.test[0] == "CMD"
         assert parse_duration(service.healthcheck.timeout) <= parse_duration(service.healthcheck.interval)
         assert service.restart == "unless-stopped"
@@ -158,10 +164,11 @@ def test_what_the_image_is_made_of_is_there():
 class Here:
     """Where on this machine the names, ports and mounts of the containers are."""
 
-    def __init__(self, stated: Compose, directory: Path) -> None:
+    def __init__(self, stated: Compose, directory: Path, views_url: str) -> None:
         self.api_port = free_port()
         nats_port, monitor_port = free_port(), free_port()
         self._places = {
+            VIEWS_URL: views_url,
             "@nats:4222": f"@127.0.0.1:{nats_port}",
             "0.0.0.0:4222": f"127.0.0.1:{nats_port}",
             "127.0.0.1:8222": f"127.0.0.1:{monitor_port}",
@@ -252,10 +259,20 @@ def documented_command() -> list[str]:
     return shlex.split(found[1])
 
 
-async def test_its_services_do_a_task_for_the_token_that_its_comment_makes(tmp_path: Path):
+@pytest.fixture
+def views_url(tmp_path: Path) -> Generator[str]:
+    """A PostgreSQL where there is one, else a SQLite file."""
+    if programs() is None:
+        yield f"sqlite:///{tmp_path / 'views.sqlite'}"
+        return
+    with cluster() as running:
+        yield running.new_database()
+
+
+async def test_its_services_do_a_task_for_the_token_that_its_comment_makes(tmp_path: Path, views_url: str):
     stated = compose()
-    here = Here(stated, tmp_path)
-    services = stated.services
+    here = Here(stated, tmp_path, views_url)
+    services = {name: service for name, service in stated.services.items() if name != NOT_HERE}
     async with AsyncExitStack() as running:
         await running.enter_async_context(service_of("nats", services["nats"], here, tmp_path))
         await until_healthy("nats", services["nats"], here)
@@ -272,7 +289,7 @@ async def test_its_services_do_a_task_for_the_token_that_its_comment_makes(tmp_p
         await do_a_task(f"http://127.0.0.1:{here.api_port}", token)
     written = "".join((tmp_path / f"{name}.log").read_text() for name in services)
     assert token not in written
-    assert SECRET["TASKTRAIL_NATS_PASSWORD"] not in written
+    assert not any(secret in written for secret in SECRET.values())
 
 
 async def do_a_task(url: str, token: str) -> None:
@@ -283,5 +300,16 @@ async def do_a_task(url: str, token: str) -> None:
         answer = await client.post("/tasks", json={"input": "hello"}, headers={"Prefer": "wait=20"})
         assert answer.status_code == 201, answer.text
         assert answer.json()["status"] == "completed"
+        await until_listed(client, answer.json()["task_id"])
         figures = (await client.get("/metrics")).text
         assert all(f'process="{process}"' in figures for process in ("api", "worker", "projector"))
+
+
+async def until_listed(client: httpx.AsyncClient, task_id: str) -> None:
+    async with asyncio.timeout(SOON_S):
+        while True:
+            answer = await client.get("/tasks", params={"status": "completed"})
+            if answer.status_code == 200 and [task["task_id"] for task in answer.json()["data"]] == [task_id]:
+                return
+            assert answer.status_code in (200, 503), answer.text
+            await asyncio.sleep(0.05)

@@ -21,7 +21,17 @@ import pytest_asyncio
 from app.agents.scenario import VERBS, Failure
 from app.cli import tasktrail
 from app.decide import Reason
-from app.dialects.native import AgentBody, EventPage, NewMessage, NewReview, NewTask, PublicStatus, TaskBody, Why
+from app.dialects.native import (
+    AgentBody,
+    EventPage,
+    NewMessage,
+    NewReview,
+    NewTask,
+    PublicStatus,
+    TaskBody,
+    TaskList,
+    Why,
+)
 from app.problems import CODES, ERRORS, REJECTED, ProblemDetails
 from eventstore import events
 from eventstore.connection import NatsAddress
@@ -156,7 +166,7 @@ def test_every_field_and_status_of_the_api_is_told() -> None:
     fields = {field for shape in shapes for field in shape.__struct_fields__}
     assert fields | set(get_args(PublicStatus)) | set(SCOPES) <= told
     page = read("reference/http-api.md")
-    for shape in (NewMessage, NewReview, Why, EventPage, AgentBody):
+    for shape in (NewMessage, NewReview, Why, EventPage, TaskList, AgentBody):
         assert all(f'"{field}"' in page for field in shape.__struct_fields__), shape
 
 

@@ -115,6 +115,17 @@ class TaskBody(Struct, kw_only=True):
     poll_after_s: float | None
 
 
+class TaskList(Struct, kw_only=True):
+    """A page of the owner's tasks, newest first; `next_cursor` goes into the next question's `cursor`. `total` is there
+    where it was asked for; where it is not `total_exact` there are at least so many."""
+
+    data: list[TaskBody]
+    has_more: bool
+    next_cursor: str | None
+    total: int | UnsetType = UNSET
+    total_exact: bool | UnsetType = UNSET
+
+
 class Event(Struct, kw_only=True):
     """A record of the log with its sequence and event id (the schema of a page's items; they are sent as stored)."""
 

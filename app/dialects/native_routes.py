@@ -33,6 +33,7 @@ from app.dialects.native import (
     task_id_of,
     to_command,
 )
+from app.dialects.native_lists import list_tasks, tasks_options
 from app.feed import BEGINNING, Cursor, Streams, TaskStream, cursor_of, event_id
 from app.following import PAGE_BYTES
 from app.keys import hashed_key
@@ -226,8 +227,8 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 
 def routes() -> Router:
     """All of them."""
-    handlers = [create_task, get_task, get_events, get_blob, cancel_task, pause_task, resume_task]
-    return Router(path="/", route_handlers=[*handlers, send_message, review_task, list_agents])
+    handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
+    return Router(path="/", route_handlers=[*handlers, resume_task, send_message, review_task, list_agents])
 
 
 async def strictly(request: Asked, data: Said) -> Said:

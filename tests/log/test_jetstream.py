@@ -179,3 +179,16 @@ async def test_two_processes_write_one_log(nats_address: NatsAddress):
             await tail.catch_up()
         assert [a.stored for a in ears[0].arrivals] == [a.stored for a in ears[1].arrivals]
         assert [r.record.version for r in await one.read(ANN, task)] == [*range(1, 21)]
+
+
+async def test_a_tail_that_is_closed_is_forgotten_by_log_and_connection(server: EmbeddedServer):
+    async with jetstream(server.address) as log:
+        before = len(log.connection._on_reconnected)  # pyright: ignore[reportPrivateUsage]  # what would grow unseen
+        for _ in range(5):
+            ear = Ear()
+            tail = await log.tail(ear.on_arrival, ear.on_reset, after=0)
+            assert log._tails == [tail]  # pyright: ignore[reportPrivateUsage]  # the same
+            await tail.close()
+            await tail.close()
+        assert log._tails == []  # pyright: ignore[reportPrivateUsage]  # the same
+        assert len(log.connection._on_reconnected) == before  # pyright: ignore[reportPrivateUsage]  # the same
