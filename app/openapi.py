@@ -2,10 +2,15 @@
 
 from litestar._openapi.schema_generation import SchemaCreator
 from litestar._openapi.schema_generation.plugins.struct import StructSchemaPlugin
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.typing import FieldDefinition
 
 from app.dialects.native import NewTask
+from app.problems import MEDIA_TYPE, ProblemDetails
+
+PROBLEM = ResponseSpec(ProblemDetails, media_type=MEDIA_TYPE, generate_examples=False)  # pyright: ignore[reportArgumentType]  # litestar: a media type of its own enum, or a string
+"""What every refusal of our own API looks like."""
 
 
 class OurSchemas(StructSchemaPlugin):

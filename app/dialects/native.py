@@ -16,7 +16,6 @@ from projections.task import Status, Task
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
-"""Levels of lists and objects within each other. Far more could be stored and then not be read by everybody."""
 POLL_AFTER_S: dict[Status, float | None] = {
     "absent": None,
     "pending": 1.0,

@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from app.dialects.asked import Asked
 from app.dialects.native import PublicStatus, TaskList, render
-from app.problems import BadRequest, ProblemDetails
+from app.openapi import PROBLEM
+from app.problems import BadRequest
 from app.views import Lists
 from projections.listing import Filter
 from projections.views import Count, Page
@@ -20,7 +21,6 @@ from projections.views import Count, Page
 MAX_WORDS = 200
 MOMENT = Annotated[datetime, Meta(tz=True)]
 
-PROBLEM = ResponseSpec(ProblemDetails, media_type="application/problem+json", generate_examples=False)  # pyright: ignore[reportArgumentType]  # litestar: a media type of its own enum, or a string
 TASKS = ResponseSpec(TaskList, generate_examples=False, description="a page of tasks")
 
 # The patterns are for the reader of the schema; what they do not match is refused below, in our own words.

@@ -37,7 +37,8 @@ from app.dialects.native_lists import list_tasks, tasks_options
 from app.feed import BEGINNING, Cursor, Streams, TaskStream, cursor_of, event_id
 from app.following import PAGE_BYTES
 from app.keys import hashed_key
-from app.problems import BadRequest, NotFound, ProblemDetails, Refused
+from app.openapi import PROBLEM
+from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
 from eventstore.log import LogUnavailable, Recorded
@@ -46,7 +47,6 @@ from projections.task import Task
 ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
 """Where waiting longer for the end is pointless until somebody does something."""
 
-PROBLEM = ResponseSpec(ProblemDetails, media_type="application/problem+json", generate_examples=False)  # pyright: ignore[reportArgumentType]  # litestar: a media type of its own enum, or a string
 TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
 COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}

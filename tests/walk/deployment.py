@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+from tests.walk.serving import free_port, runs
 
 TOKEN = "tt_test_deployment"
 
@@ -96,7 +97,7 @@ class Deployment:
         self._process.kill()
         self._process.wait()
         until = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}/exe").exists() and not _is_zombie(pid) for pid in family):
+        while any(map(runs, family)):
             assert time.monotonic() < until, f"its children outlived it: {family}"
             time.sleep(0.02)
 
@@ -140,13 +141,6 @@ def with_force(deployed: Deployment) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def free_port() -> int:
-    """A port that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def insist(client: httpx.AsyncClient, method: str, path: str, **request: object) -> httpx.Response:
     """A client that does not give up while the service is away: what a caller with an idempotency key may do."""
     until = time.monotonic() + 90
@@ -159,10 +153,3 @@ async def insist(client: httpx.AsyncClient, method: str, path: str, **request: o
             pass
         assert time.monotonic() < until, f"{method} {path} was never answered"
         await asyncio.sleep(0.1)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
