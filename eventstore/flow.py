@@ -36,7 +36,11 @@ class Pushed:
 
     def begin(self, inbox: str) -> tuple[str, dict[str, object]]:
         """For a new consumer: the subject to listen on, and what its configuration says of this."""
-        how: dict[str, object] = {"deliver_subject": inbox, "idle_heartbeat": int(HEARTBEAT_S * NANOSECONDS), "flow_control": True}
+        how: dict[str, object] = {
+            "deliver_subject": inbox,
+            "idle_heartbeat": int(HEARTBEAT_S * NANOSECONDS),
+            "flow_control": True,
+        }
         return inbox, how
 
     async def go_on(self, api_call: str) -> None:

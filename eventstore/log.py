@@ -149,6 +149,11 @@ class Arrival:
         self.deleted = deleted
         self.imported = imported
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the stored bytes."""
+        return hashlib.sha256(self.stored).hexdigest()
+
 
 class Tail(Protocol):
     """The one live reader of a process: every message of the stream once, in order, without holes."""
