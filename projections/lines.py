@@ -1,6 +1,7 @@
 """The log as lines: one record a line of JSON, its stored bytes in it as they are. Exports, NDJSON feeds, CloudEvents.
 
-A line's `record` is the very bytes that the log holds: whoever has the line can check their hash.
+A line's `record` is the very bytes that the log holds: whoever has the line can check their hash. Bytes that are no
+line of JSON (somebody wrote into the log) are there as `stored`, in base64.
 """
 
 import base64
@@ -26,7 +27,8 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: int
     id: str
     subject: str
-    record: Raw
+    record: Raw = Raw()
+    stored: str = ""
     imported: bool = False
 
 
@@ -39,15 +41,28 @@ class BlobLine(Struct, frozen=True, kw_only=True):
 
 
 _line = msgspec.json.Decoder(Line)
+_raw = msgspec.json.Decoder(Raw)
 _blob = msgspec.json.Decoder(BlobLine)
 _encode = msgspec.json.Encoder().encode
 
 
 def line_of(arrival: Arrival) -> bytes:
-    """With its end of line. The stored bytes have no line breaks: JSON that we wrote."""
+    """With its end of line."""
     flag = b',"imported":true' if arrival.imported else b""
-    head = f'{{"sequence":{arrival.sequence},"id":"{event_id(arrival)}","subject":"{arrival.subject}","record":'
-    return b"%b%b%b}\n" % (head.encode(), arrival.stored, flag)
+    subject = _encode(arrival.subject)
+    head = b'{"sequence":%d,"id":"%b","subject":%b,' % (arrival.sequence, event_id(arrival).encode(), subject)
+    if is_a_line(arrival.stored):
+        return b'%b"record":%b%b}\n' % (head, arrival.stored, flag)
+    return b'%b"stored":"%b"%b}\n' % (head, base64.b64encode(arrival.stored), flag)
+
+
+def is_a_line(stored: bytes) -> bool:
+    """Whether it is one value of JSON, without a line break."""
+    try:
+        _raw.decode(stored)
+    except msgspec.DecodeError:
+        return False
+    return b"\n" not in stored and b"\r" not in stored
 
 
 def blob_line(name: str, content: bytes) -> bytes:
@@ -60,9 +75,10 @@ def arrival_of(line: bytes) -> Arrival:
     """The record of a line. Raises BadLine."""
     try:
         read = _line.decode(line)
-    except msgspec.DecodeError as error:
+        stored = base64.b64decode(read.stored, validate=True) if read.stored else bytes(read.record)
+    except (msgspec.DecodeError, ValueError) as error:
         raise BadLine(f"not a record's line: {error}") from error
-    return Arrival(read.sequence, read.subject, bytes(read.record), imported=read.imported)
+    return Arrival(read.sequence, read.subject, stored, imported=read.imported)
 
 
 def blob_of(line: bytes) -> tuple[str, bytes] | None:
