@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from eventstore.connection import Connection, RefusedByServer
-from eventstore.log import LogUnavailable, TooLarge
+from eventstore.log import BlobDamaged, LogUnavailable, TooLarge
 from eventstore.stream import Stream
 
 BUCKET = "blobs"
@@ -95,7 +95,7 @@ class JetStreamBlobs:
             return None
         content = b"".join(piece.stored for piece in await self.stream.batch(f"$O.{BUCKET}.C.{meta.nuid}"))
         if _digest(content).rstrip("=") != meta.digest.rstrip("="):
-            raise LogUnavailable(f"blob {name}: {len(content)} bytes that are not what was stored (a replica behind?)")
+            raise BlobDamaged(f"blob {name}: {len(content)} bytes that are not what was stored (a replica behind?)")
         return content
 
     async def purge(self, subject: str) -> None:

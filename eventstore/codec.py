@@ -1,12 +1,13 @@
 """Record <-> bytes, and what is too big for a message moved to a blob. Old tags are upcast here to today's structs."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import fields as struct_fields
 from msgspec.structs import replace
 
-from eventstore.events import Fact, Record, Stamp, TaskFact, UnknownFact
+from eventstore.events import Fact, LogRecord, Record, SessionRecord, Stamp, TaskFact, UnknownFact
 from eventstore.log import Arrival, LogError, Recorded, TooLarge, blob_reference, task_of_subject
 
 MAX_INLINE = 256 * 1024
@@ -20,6 +21,9 @@ MIN_MOVED = 1024
 """Bytes of a field from which on moving it is worth while; a smaller one stays, for whoever folds needs it."""
 
 
+Unpacked = TypeVar("Unpacked", bound=Fact)
+
+
 class Unreadable(LogError):
     """A message in the log that is no record of ours."""
 
@@ -28,12 +32,15 @@ class _Loose(Stamp, frozen=True, kw_only=True):
     fact: dict[str, object]
 
 
+AnyRecord = Record | SessionRecord | LogRecord
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
+_log_decoder = msgspec.json.Decoder(LogRecord)
 _loose = msgspec.json.Decoder(_Loose)
 
 
-def encode(record: Record) -> bytes:
+def encode(record: AnyRecord) -> bytes:
     """The stored bytes: one line of JSON."""
     return _encoder.encode(record)
 
@@ -76,7 +83,15 @@ def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
     return Record(**stamp, fact=UnknownFact(tag=tag, fields=rest))
 
 
-def pack(record: Record) -> tuple[bytes, bytes | None]:
+def decode_checkpoint(stored: bytes) -> LogRecord:
+    """The record of a checkpoint. Raises Unreadable."""
+    try:
+        return _log_decoder.decode(stored)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unreadable(str(error)) from error
+
+
+def pack(record: AnyRecord) -> tuple[bytes, bytes | None]:
     """The bytes to store, and the blob to store before them where the record is over MAX_INLINE. Raises TooLarge."""
     stored = encode(record)
     if len(stored) <= MAX_INLINE:
@@ -100,7 +115,7 @@ def _bounded(stored: bytes) -> bytes:
     return stored
 
 
-def unpack(fact: TaskFact, blob: bytes) -> TaskFact:
+def unpack(fact: Unpacked, blob: bytes) -> Unpacked:
     """The fact with the fields that its blob holds. Raises Unreadable."""
     try:
         moved = msgspec.json.decode(blob, type=dict[str, object])

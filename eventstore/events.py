@@ -252,6 +252,22 @@ class SessionDeleted(Fact, frozen=True, kw_only=True, tag="session.deleted"):
     """A session was taken out of its owner's lists; its tasks remain in the log."""
 
 
+class Checkpoint(Fact, frozen=True, kw_only=True, tag="log.checkpoint"):
+    """What the log held, signed: all records after `after`, up to `sequence`.
+
+    `digest` is the SHA-256 (hex) of their leaves, one after the other; `leaves` are those (base64), 16 bytes for each
+    sequence: the first of SHA-256(subject, line feed, SHA-256(stored bytes)), or zeros where the log held none.
+    `key` (an Ed25519 public key) and `signature` are base64; what is signed is said in docs/reference/audit.md.
+    """
+
+    after: int
+    sequence: int
+    digest: str
+    key: str
+    signature: str
+    leaves: str = ""
+
+
 class UnknownFact(Struct, frozen=True, kw_only=True, tag_field="type", tag="unknown"):
     """A fact whose tag a newer release wrote. Streamed as it is; commands on its task are refused until the upgrade."""
 
@@ -282,6 +298,7 @@ TaskFact = (
     | TaskTimedOut
 )
 SessionFact = SessionTitled | SessionDeleted
+LogFact = Checkpoint
 Ending = TaskCompleted | TaskFailed | TaskCancelled | TaskTimedOut
 
 MAX_FACTS = 20_000
@@ -331,7 +348,13 @@ class SessionRecord(Stamp, frozen=True, kw_only=True, omit_defaults=True):
     fact: SessionFact | UnknownFact
 
 
-def tag_of(fact: TaskFact | SessionFact | UnknownFact) -> str:
+class LogRecord(Stamp, frozen=True, kw_only=True, omit_defaults=True):
+    """What is said of the log itself, as stored (subject `checkpoints`)."""
+
+    fact: LogFact | UnknownFact
+
+
+def tag_of(fact: TaskFact | SessionFact | LogFact | UnknownFact) -> str:
     """The fact's public name, `task.created` say."""
     if isinstance(fact, UnknownFact):
         return fact.tag

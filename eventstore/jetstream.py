@@ -3,15 +3,17 @@
 import asyncio
 import random
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 
 import structlog
 
 from eventstore import codec
 from eventstore.blobs import JetStreamBlobs
 from eventstore.connection import Connection, RefusedByServer
-from eventstore.events import Owner, Record, TaskId
+from eventstore.events import LogRecord, Owner, Record, TaskId
 from eventstore.log import (
+    CHECKPOINTS,
     Arrival,
     LogFull,
     LogUnavailable,
@@ -26,14 +28,14 @@ from eventstore.log import (
     task_subject,
 )
 from eventstore.replay import StreamReplay
-from eventstore.stream import Ack, Expected, Stream
+from eventstore.stream import IMPORTED, Ack, Expected, Stream
 from eventstore.sweep import sweep_blobs
 from eventstore.tail import StreamTail
 
 log = structlog.stdlib.get_logger()
 
 STREAM = "TASKS"
-SUBJECTS = ("tasks.>", "sessions.>", "checkpoints")
+SUBJECTS = ("tasks.>", "sessions.>", CHECKPOINTS)
 MAX_CONSUMERS = 10_000
 
 # The one place that knows these numbers. 10164 comes on replicated streams: it carries no sequence, and may concern an
@@ -42,6 +44,8 @@ CONFLICT = frozenset({10071, 10164})
 NO_ROOM = frozenset({10047, 10077, 10023})
 """No room on the disk or in the account; maximum bytes exceeded; insufficient resources."""
 
+AT_ONCE = 256
+"""Records put back without waiting for the acknowledgement of those before."""
 WINDOW = 1024
 """Appends in flight at most; more wait their turn."""
 
@@ -102,14 +106,55 @@ class JetStreamLog:
         expectation, until it is acknowledged or in conflict; the record after the expected one then tells whose it is.
         """
         subject = task_subject(owner, task_id)
-        stored, blob = codec.pack(record)
-        if blob is not None:
-            await self.blobs.put(record.record_id, blob, subject=subject, expected=expected)
+        stored = await self._packed(subject, record, expected)
         # What is given back is what a replay will see; and what could not be read back is not written.
         record = codec.decode(stored)
         async with self._window:
             sequence = await self._store(subject, record.record_id, stored, expected)
         return Recorded(sequence=sequence, owner=owner, task_id=task_id, record=record, stored=stored)
+
+    async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
+        """Add a checkpoint, if the last one's sequence is `expected`. Raises as `append`."""
+        stored = await self._packed(CHECKPOINTS, record, expected)
+        async with self._window:
+            sequence = await self._store(CHECKPOINTS, record.record_id, stored, expected)
+        return Arrival(sequence, CHECKPOINTS, stored)
+
+    async def put_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Write records of another log as they are there, at the same sequences: the last one here has to be the one
+        before the first. Marked as imported where they say so. After an error some of them may be written.
+
+        Raises WrongExpectedSequence, LogFull, LogUnavailable.
+        """
+        for at in range(0, len(arrivals), AT_ONCE):
+            await self._put_some_back(arrivals[at : at + AT_ONCE])
+
+    async def _put_some_back(self, arrivals: Sequence[Arrival]) -> None:
+        with ExitStack() as stack:
+            # One connection keeps the order; where one is refused, so are all after it.
+            waiting = [stack.enter_context(self._stream.expect(self._patience_s)) for _ in arrivals]
+            for arrival, expected in zip(arrivals, waiting, strict=True):
+                headers = {"Nats-Expected-Last-Sequence": str(arrival.sequence - 1)}
+                if arrival.imported:
+                    headers[IMPORTED] = "1"
+                await self.connection.publish(arrival.subject, arrival.stored, reply=expected.reply, headers=headers)
+            for arrival, expected in zip(arrivals, waiting, strict=True):
+                ack = await expected.ack()
+                if ack.err_code in NO_ROOM:
+                    raise LogFull(ack.description)
+                if ack.err_code:
+                    raise WrongExpectedSequence(STREAM, arrival.sequence - 1, await self.last_sequence())
+
+    async def last_checkpoint(self) -> Arrival | None:
+        """The leader's word for the last checkpoint."""
+        return await self._stream.get(subject=CHECKPOINTS)
+
+    async def _packed(self, subject: str, record: codec.AnyRecord, expected: int) -> bytes:
+        """What to store; what is too big for a message is a blob by then."""
+        stored, blob = codec.pack(record)
+        if blob is not None:
+            await self.blobs.put(record.record_id, blob, subject=subject, expected=expected)
+        return stored
 
     async def read(
         self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None

@@ -4,6 +4,7 @@ LogError
 ├── WrongExpectedSequence   someone else appended first: read on, decide again
 ├── OutcomeUnknown          the append may or may not have happened; repeating the request is safe
 ├── LogUnavailable          nothing was written: the log can't be reached
+│   └── BlobDamaged         what is there is not what was stored: a replica is behind, or somebody changed it
 ├── LogFull                 nothing was written: the log has no room
 ├── LogIsAnother            it is not the one that was followed so far: what was learnt from it is void
 ├── TooLarge                nothing was written: no record, or no blob, may be as large as this
@@ -18,9 +19,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
 
-from eventstore.events import BlobReference, Owner, Record, TaskId
+from eventstore.events import BlobReference, LogRecord, Owner, Record, TaskId
 
 PARTITIONS = 16
+CHECKPOINTS = "checkpoints"
+"""The subject of what is said of the log itself."""
 OWNER = re.compile(r"[a-z0-9_-]{1,64}")
 AGENT = re.compile(r"[a-z0-9_-]{1,64}")
 TASK_ID = re.compile(r"task_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -48,6 +51,10 @@ class OutcomeUnknown(LogError):
 
 class LogUnavailable(LogError):
     """The log can't be reached; nothing was written."""
+
+
+class BlobDamaged(LogUnavailable):
+    """The blob's bytes are not those that were stored: a replica is behind, or somebody changed it."""
 
 
 class LogFull(LogError):
@@ -226,7 +233,7 @@ class Blobs(Protocol):
         ...
 
     async def get(self, name: str) -> bytes | None:
-        """The bytes; None if there are none by this name. Raises LogUnavailable."""
+        """The bytes; None if there are none by this name. Raises LogUnavailable, BlobDamaged."""
         ...
 
 
@@ -246,6 +253,14 @@ class EventLog(Protocol):
 
         Raises WrongExpectedSequence, OutcomeUnknown, LogUnavailable, LogFull.
         """
+        ...
+
+    async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
+        """Add a checkpoint, if the last one's sequence is `expected` (0: there is none). Raises as `append`."""
+        ...
+
+    async def last_checkpoint(self) -> Arrival | None:
+        """The leader's word for the last checkpoint. Raises LogUnavailable."""
         ...
 
     async def read(

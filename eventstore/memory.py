@@ -8,8 +8,9 @@ from itertools import accumulate
 import structlog
 
 from eventstore import codec
-from eventstore.events import Owner, Record, TaskId
+from eventstore.events import LogRecord, Owner, Record, TaskId
 from eventstore.log import (
+    CHECKPOINTS,
     Arrival,
     LogUnavailable,
     OnArrival,
@@ -178,16 +179,35 @@ class MemoryLog:
             if after_expected.record.record_id == record.record_id:
                 return after_expected
             raise WrongExpectedSequence(subject, expected, after_expected.sequence)
+        appended = codec.recorded(self._add(subject, stored))
+        history.append(appended)
+        await asyncio.sleep(0)
+        return appended
+
+    async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
+        """Add a checkpoint, if the last one's sequence is `expected`."""
+        stored, blob = codec.pack(record)
+        if blob is not None:
+            await self.blobs.put(record.record_id, blob, subject=CHECKPOINTS, expected=expected)
+        last = await self.last_checkpoint()
+        found = last.sequence if last else 0
+        if found != expected:
+            raise WrongExpectedSequence(CHECKPOINTS, expected, found)
+        return self._add(CHECKPOINTS, stored)
+
+    async def last_checkpoint(self) -> Arrival | None:
+        """The last checkpoint."""
+        await asyncio.sleep(0)
+        return next((one for one in reversed(self.arrivals) if one.subject == CHECKPOINTS), None)
+
+    def _add(self, subject: str, stored: bytes) -> Arrival:
         arrival = Arrival(len(self.arrivals) + 1, subject, stored)
         self.arrivals.append(arrival)
-        appended = codec.recorded(arrival)
-        history.append(appended)
         for tail in self._tails:
             tail.grown()
         for replay in self.replays:
             replay.grown.set()
-        await asyncio.sleep(0)
-        return appended
+        return arrival
 
     async def read(
         self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None

@@ -14,8 +14,6 @@ from eventstore.cursor import event_id
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, LogError, task_of_subject
 
-CHECKPOINTS = "checkpoints"
-
 
 class BadLine(LogError):
     """Not a line of ours."""

@@ -1,0 +1,100 @@
+"""Where an audit reads from: the log itself, or lines that were made of it; and the walk along either.
+
+Anything with an `end`, `arrivals` and `blob` will do: the command line reads over HTTP by the same protocol.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+from eventstore.events import Owner, TaskId
+from eventstore.log import CHECKPOINTS, Arrival, BlobDamaged, EventLog, LogUnavailable, task_subject
+from projections.audit import Verification, leaves_in
+
+BATCH = 1_000
+SILENT_S = 30.0
+"""A log that says nothing for so long, though it has more, is away."""
+
+
+class Source(Protocol):
+    """The log's records in order, and the blobs that they refer to."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all records are shown (else those of one owner)."""
+        ...
+
+    async def end(self) -> int:
+        """The last sequence, as of now. Raises LogError."""
+        ...
+
+    def arrivals(self, after: int, up_to: int) -> AsyncGenerator[list[Arrival]]:
+        """The records after a sequence, up to another, in order. Raises LogError."""
+        ...
+
+    async def blob(self, name: str) -> bytes | None:
+        """A blob; None: there is none by this name. Raises LogError."""
+        ...
+
+
+class LogSource:
+    """The log itself, all of it."""
+
+    whole = True
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+
+    async def end(self) -> int:
+        """The leader's word. Raises LogUnavailable."""
+        return await self.log.last_sequence()
+
+    async def arrivals(self, after: int, up_to: int) -> AsyncGenerator[list[Arrival]]:
+        """The records after a sequence, up to another, in order. Raises LogUnavailable, LogIsAnother."""
+        replay = await self.log.replay(after=after)
+        try:
+            while replay.position < up_to:
+                taken = await replay.take(BATCH, within_s=SILENT_S)
+                if not taken and replay.position < up_to:
+                    raise LogUnavailable(f"nothing came from the log for {SILENT_S:g} s")
+                if taken := [arrival for arrival in taken if arrival.sequence <= up_to]:
+                    yield taken
+        finally:
+            await replay.close()
+
+    async def blob(self, name: str) -> bytes | None:
+        """A blob; of a damaged one, nothing. Raises LogUnavailable."""
+        try:
+            return await self.log.blobs.get(name)
+        except BlobDamaged:
+            return b""
+
+
+async def verify(
+    source: Source,
+    verification: Verification,
+    on_progress: Callable[[int, int], None],
+    *,
+    task: tuple[Owner, TaskId] | None = None,
+) -> None:
+    """Show all of it to a verification, or one task's records and the checkpoints; `on_progress` is told how far it is
+    and where the end is. Raises LogError where it can't be read on."""
+    end = await source.end()
+    subjects = None if task is None else {task_subject(*task), CHECKPOINTS}
+    async with aclosing(source.arrivals(0, end)) as batches:
+        async for batch in batches:
+            for arrival in batch:
+                if subjects is None or arrival.subject in subjects:
+                    await _show(source, verification, arrival)
+            on_progress(batch[-1].sequence, end)
+    verification.finish(end)
+
+
+async def _show(source: Source, verification: Verification, arrival: Arrival) -> None:
+    wanted = verification.take(arrival)
+    content = None
+    if wanted is not None:
+        content = await source.blob(wanted.reference.name)
+        verification.blob(wanted, content)
+    if arrival.subject == CHECKPOINTS:
+        verification.checkpoint(arrival, leaves_in(arrival, content))
