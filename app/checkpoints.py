@@ -1,0 +1,186 @@
+"""Carries the checkpoints along the log: all that is new is signed every few minutes, on request, at a clean stop."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import structlog
+import uuid_utils
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from app.settings import LogSettings
+from eventstore.checkpointing import Signed, answering
+from eventstore.codec import Unreadable, decode_checkpoint
+from eventstore.connection import Connection
+from eventstore.election import Election
+from eventstore.events import Checkpoint
+from eventstore.jetstream import JetStreamLog
+from eventstore.log import Arrival, EventLog, LogError, LogUnavailable, Replay, WrongExpectedSequence
+from projections.proof import MAX_LEAVES, Leaves, named, signed
+
+log = structlog.stdlib.get_logger()
+
+OFFICE = "checkpoints"
+ACTOR = "checkpoints"
+BATCH = 1_000
+LOOK_S = 0.25
+AGAIN_S = 1.0
+LAST_WITHIN_S = 5.0
+SILENT_S = 10.0
+
+
+class Checkpoints:
+    """Has read what is to be signed next; `close` last. Several may be at it: who is late changes nothing."""
+
+    def __init__(self, event_log: EventLog, key: Ed25519PrivateKey) -> None:
+        self._log = event_log
+        self._key = key
+        self._last: Arrival | None = None
+        self._leaves = Leaves(0)
+        self._replay: Replay | None = None
+        self._busy = asyncio.Lock()
+
+    @property
+    def unsigned(self) -> int:
+        """Records that no checkpoint covers yet, as last heard."""
+        return self._leaves.records + (self._replay.lag if self._replay is not None else 0)
+
+    async def write(self) -> Signed:
+        """Sign all that is in the log now, if anything in it is new. Raises LogError."""
+        async with self._busy:
+            end = await self._log.last_sequence()
+            await self._read_to(end)
+            if self._leaves.records:
+                await self._sign()
+            return self._told()
+
+    async def take_in(self) -> None:
+        """What has come since, so that there is little to read when it is to be signed. Raises LogError."""
+        async with self._busy:
+            await self._take(await self._begun(), within_s=LOOK_S)
+
+    async def close(self) -> None:
+        """Read no more; what is begun next begins from the last checkpoint."""
+        replay, self._replay = self._replay, None
+        if replay is not None:
+            await replay.close()
+
+    async def _begun(self) -> Replay:
+        if self._replay is None:
+            self._last = await self._log.last_checkpoint()
+            covered = 0 if self._last is None else _fact_of(self._last).sequence
+            self._leaves = Leaves(covered)
+            self._replay = await self._log.replay(after=covered)
+        return self._replay
+
+    async def _read_to(self, end: int) -> None:
+        replay = await self._begun()
+        heard_at = time.monotonic()
+        while replay.position < end:
+            if await self._take(replay, within_s=LOOK_S):
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > SILENT_S and replay.position < end:
+                raise LogUnavailable(f"nothing came from the log for {SILENT_S:g} s")
+
+    async def _take(self, replay: Replay, *, within_s: float) -> bool:
+        try:
+            taken = await replay.take(BATCH, within_s=within_s)
+            for arrival in taken:
+                digest = hashlib.sha256(arrival.stored).digest()
+                self._leaves.add(arrival.subject, arrival.sequence, digest)
+            if self._leaves.sequence - self._leaves.after >= MAX_LEAVES:
+                await self._sign()
+        except LogError:
+            await self.close()
+            raise
+        return bool(taken)
+
+    async def _sign(self) -> None:
+        record = signed(self._key, str(uuid_utils.uuid7()), datetime.now(UTC), ACTOR, self._last, self._leaves)
+        try:
+            self._last = await self._log.append_checkpoint(record, self._last.sequence if self._last else 0)
+        except WrongExpectedSequence as error:
+            await self.close()
+            raise LogUnavailable("another process writes checkpoints, too") from error
+        except LogError:
+            await self.close()
+            raise
+        self._leaves.drop(self._leaves.sequence)
+        log.info("checkpoint.written", sequence=self._last.sequence, covers=self._leaves.after)
+
+    def _told(self) -> Signed:
+        if self._last is None:
+            return Signed(sequence=0, covers=0, key=named(self._key.public_key()))
+        fact = _fact_of(self._last)
+        return Signed(sequence=self._last.sequence, covers=fact.sequence, key=fact.key)
+
+
+def _fact_of(arrival: Arrival) -> Checkpoint:
+    fact = decode_checkpoint(arrival.stored).fact
+    if not isinstance(fact, Checkpoint):
+        raise Unreadable("the last checkpoint is in the words of a newer release")
+    return fact
+
+
+async def carry_checkpoints(log_settings: LogSettings, key: Ed25519PrivateKey, every_s: float) -> None:
+    """Carry them whenever no other projector does, until cancelled, whatever the log does meanwhile."""
+    while True:
+        try:
+            async with _carrier(log_settings) as (connection, election, event_log):
+                while True:
+                    await election.campaign()
+                    await _carry(connection, event_log, election, key, every_s)
+        except LogError as error:
+            log.warning("checkpoint.not_yet", error=str(error))
+        except Exception:
+            # As for the views: a bug of ours here is no reason for the dispatcher, which shares our process, to stop.
+            log.exception("checkpoint.failed")
+        await asyncio.sleep(AGAIN_S)
+
+
+@asynccontextmanager
+async def _carrier(log_settings: LogSettings) -> AsyncGenerator[tuple[Connection, Election, JetStreamLog]]:
+    connection = await Connection.open(log_settings.nats, "tasktrail-checkpoints")
+    try:
+        replicas = log_settings.replicas
+        event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
+        try:
+            election = await Election.open(connection, OFFICE, replicas=replicas)
+            try:
+                yield connection, election, event_log
+            finally:
+                await election.close()
+        finally:
+            await event_log.close()
+    finally:
+        await connection.close()
+
+
+async def _carry(
+    connection: Connection, event_log: EventLog, election: Election, key: Ed25519PrivateKey, every_s: float
+) -> None:
+    checkpoints = Checkpoints(event_log, key)
+    try:
+        async with answering(connection, checkpoints.write):
+            due = time.monotonic() + every_s
+            while election.leading:
+                await checkpoints.take_in()
+                if time.monotonic() >= due:
+                    await checkpoints.write()
+                    due = time.monotonic() + every_s
+    finally:
+        # At a clean stop the last words are signed, too.
+        if election.leading:
+            await _last_words(checkpoints)
+        await checkpoints.close()
+
+
+async def _last_words(checkpoints: Checkpoints) -> None:
+    try:
+        async with asyncio.timeout(LAST_WITHIN_S):
+            await checkpoints.write()
+    except (LogError, TimeoutError) as error:
+        log.warning("checkpoint.not_written", error=str(error) or "no time left")
