@@ -19,8 +19,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 serve: $(INSTALLED) ## start everything, embedded; make serve ARGS="--port 9000" passes options on
 	@exec $(BIN)/tasktrail serve $(ARGS)
 
-test: $(INSTALLED) ## the whole suite; make test ARGS="-k tail" passes options on
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## the whole suite on all cores; make test ARGS="-k tail" passes options on
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -102,7 +102,7 @@ class Dispatcher:
         if not arrival.subject.startswith("tasks."):
             return
         try:
-            recorded = codec.recorded(arrival.sequence, arrival.subject, arrival.stored)
+            recorded = codec.recorded(arrival)
         except Unreadable as error:
             log.error("dispatcher.unreadable", sequence=arrival.sequence, error=str(error))
             return

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator
 
 import structlog
 from litestar.types import Receive, Scope, Send
-from msgspec import Struct
 
 from app.attached import Attached, Cut, Reader
 from app.auth import Principal, Revocations
 from app.tasks import Tasks
+from eventstore.cursor import Cursor, event_id
 from eventstore.events import TaskId, tag_of
 from eventstore.log import LogError, LogUnavailable, Recorded
 
@@ -30,49 +30,6 @@ ABORT = "tasktrail.abort"
 """The ASGI extension by which our server lets a response drop its connection."""
 STALLED_S = 60.0
 LINGER_S = 2.0
-CHECK_BITS = 28
-INDEX_BITS = 8
-
-
-class BadCursor(Exception):
-    """Not an event id, and not a sequence."""
-
-
-class Cursor(Struct, frozen=True):
-    """Where a reader is: after this sequence; `check` says of which record it was the id (None: a bare sequence)."""
-
-    sequence: int
-    check: int | None = None
-
-    def is_of(self, sha256: str) -> bool:
-        """Whether the record with this hash is the one whose id this is."""
-        return self.check is not None and self.check >> INDEX_BITS == check_of(sha256)
-
-    def genuine(self, recorded: Recorded) -> bool:
-        """Whether this is an id of that record; a cursor from another life of the log is not."""
-        return self.is_of(recorded.sha256)
-
-
-BEGINNING = Cursor(0)
-
-
-def check_of(sha256: str) -> int:
-    """28 bits of a record's hash."""
-    return int(sha256[: CHECK_BITS // 4], 16)
-
-
-def event_id(recorded: Recorded, index: int = 0) -> str:
-    """`<sequence>-<n>`: n is a check of the record's hash, the frame's index within the record in its low bits."""
-    return f"{recorded.sequence}-{check_of(recorded.sha256) << INDEX_BITS | index}"
-
-
-def cursor_of(text: str) -> Cursor:
-    """An event id, or a bare sequence. Raises BadCursor."""
-    sequence, dash, check = text.partition("-")
-    digits = [sequence, check] if dash else [sequence]
-    if not all(part.isascii() and part.isdigit() and len(part) <= 19 for part in digits):
-        raise BadCursor(f"not an event id: {text[:60]!r}")
-    return Cursor(int(sequence), int(check) if dash else None)
 
 
 def frame(recorded: Recorded) -> bytes:

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
-from app.feed import BadCursor
+from eventstore.cursor import BadCursor
 from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
 from projections.database import BadCursor as BadPageCursor
 from projections.database import ViewsUnavailable

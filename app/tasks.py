@@ -253,7 +253,7 @@ class Tasks:
             await self._read_up_to(attached, last)
             buffered, attached.buffer = attached.buffer or [], None
             for arrival in buffered:
-                if not attached.apply(codec.recorded(arrival.sequence, arrival.subject, arrival.stored)):
+                if not attached.apply(codec.recorded(arrival)):
                     attached.make_void("uncertain")
                     return
         except BaseException:
@@ -347,7 +347,7 @@ class Tasks:
             return
         if arrival.sequence <= attached.task.sequence:
             return
-        if not attached.apply(codec.recorded(arrival.sequence, arrival.subject, arrival.stored)):
+        if not attached.apply(codec.recorded(arrival)):
             # It does not follow on what we have: read again, behind the back of everybody who waits.
             self._begin_filling(attached)
 

@@ -7,7 +7,7 @@ from msgspec.structs import fields as struct_fields
 from msgspec.structs import replace
 
 from eventstore.events import Fact, Record, Stamp, TaskFact, UnknownFact
-from eventstore.log import LogError, Recorded, TooLarge, blob_reference, task_of_subject
+from eventstore.log import Arrival, LogError, Recorded, TooLarge, blob_reference, task_of_subject
 
 MAX_INLINE = 256 * 1024
 """Bytes of a stored record over which its large fields become a blob."""
@@ -48,12 +48,19 @@ def decode(stored: bytes) -> Record:
         raise Unreadable("nested too deeply to be read back") from error
 
 
-def recorded(sequence: int, subject: str, stored: bytes) -> Recorded:
+def recorded(arrival: Arrival) -> Recorded:
     """What a message of the log says. Raises Unreadable."""
-    whose = task_of_subject(subject)
+    whose = task_of_subject(arrival.subject)
     if whose is None:
-        raise Unreadable(f"{subject} is no task's subject")
-    return Recorded(sequence=sequence, owner=whose[0], task_id=whose[1], record=decode(stored), stored=stored)
+        raise Unreadable(f"{arrival.subject} is no task's subject")
+    return Recorded(
+        sequence=arrival.sequence,
+        owner=whose[0],
+        task_id=whose[1],
+        record=decode(arrival.stored),
+        stored=arrival.stored,
+        imported=arrival.imported,
+    )
 
 
 def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:

@@ -21,9 +21,11 @@ from eventstore.log import (
     Recorded,
     Tail,
     WrongExpectedSequence,
+    subjects_of,
     task_of_subject,
     task_subject,
 )
+from eventstore.replay import StreamReplay
 from eventstore.stream import Ack, Expected, Stream
 from eventstore.sweep import sweep_blobs
 from eventstore.tail import StreamTail
@@ -114,7 +116,7 @@ class JetStreamLog:
     ) -> list[Recorded]:
         """The task's records after a sequence. A replica may be behind: compare with `last`."""
         found = await self._stream.batch(task_subject(owner, task_id), after=after, limit=limit, max_bytes=max_bytes)
-        return [codec.recorded(one.sequence, one.subject, one.stored) for one in found]
+        return [codec.recorded(one) for one in found]
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:
         """The leader's word for the task's last sequence; 0: there is no such task."""
@@ -132,6 +134,11 @@ class JetStreamLog:
         )
         self._tails.append(tail)
         return tail
+
+    async def replay(self, *, after: int, owner: Owner | None = None) -> StreamReplay:
+        """All that comes after a sequence; of one owner only, where one is named."""
+        subjects = () if owner is None else subjects_of(owner)
+        return await StreamReplay.open(self.connection, self._stream, after=after, subjects=subjects)
 
     async def sweep_blobs(self) -> int:
         """Remove the blobs whose fact never came; how many there were. Raises LogUnavailable."""

@@ -5,6 +5,7 @@ LogError
 ├── OutcomeUnknown          the append may or may not have happened; repeating the request is safe
 ├── LogUnavailable          nothing was written: the log can't be reached
 ├── LogFull                 nothing was written: the log has no room
+├── LogIsAnother            it is not the one that was followed so far: what was learnt from it is void
 ├── TooLarge                nothing was written: no record, or no blob, may be as large as this
 └── BadSubject              a word that may not become part of a subject
 """
@@ -53,6 +54,10 @@ class LogFull(LogError):
     """The log has no room for this; nothing was written."""
 
 
+class LogIsAnother(LogError):
+    """The log is not the one that was followed so far: what was learnt from it is void."""
+
+
 class TooLarge(LogError):
     """No record (or blob) may be as large as this; nothing was written."""
 
@@ -88,15 +93,35 @@ def task_of_subject(subject: str) -> tuple[Owner, TaskId] | None:
     return Owner(words[2]), TaskId(words[3])
 
 
-class Recorded:
-    """A record that is in the log: with its sequence, whose task it is, and its stored bytes."""
+def subjects_of(owner: Owner) -> tuple[str, ...]:
+    """All that is said of one owner's tasks and sessions, as filters."""
+    if not re.fullmatch(r"[a-z0-9_-]{1,240}", owner):
+        raise BadSubject(f"not an owner: {owner[:80]!r}")
+    return f"tasks.*.{owner}.>", f"sessions.{owner}.>"
 
-    def __init__(self, *, sequence: int, owner: Owner, task_id: TaskId, record: Record, stored: bytes) -> None:
+
+class Recorded:
+    """A record that is in the log: with its sequence, whose task it is, and its stored bytes.
+
+    `imported`: it came from another log, by an import.
+    """
+
+    def __init__(
+        self,
+        *,
+        sequence: int,
+        owner: Owner,
+        task_id: TaskId,
+        record: Record,
+        stored: bytes,
+        imported: bool = False,
+    ) -> None:
         self.sequence = sequence
         self.owner = owner
         self.task_id = task_id
         self.record = record
         self.stored = stored
+        self.imported = imported
 
     @cached_property
     def sha256(self) -> str:
@@ -110,16 +135,24 @@ class Recorded:
 class Arrival:
     """A message of a stream, not yet decoded (most that a tail sees are of tasks that nobody here attends to).
 
-    `deleted`: it is a key-value bucket's mark of a deletion.
+    `deleted`: it is a key-value bucket's mark of a deletion. `imported`: it came from another log, by an import.
     """
 
-    __slots__ = ("deleted", "sequence", "stored", "subject")
+    __slots__ = ("deleted", "imported", "sequence", "stored", "subject")
 
-    def __init__(self, sequence: int, subject: str, stored: bytes, *, deleted: bool = False) -> None:
+    def __init__(
+        self, sequence: int, subject: str, stored: bytes, *, deleted: bool = False, imported: bool = False
+    ) -> None:
         self.sequence = sequence
         self.subject = subject
         self.stored = stored
         self.deleted = deleted
+        self.imported = imported
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the stored bytes."""
+        return hashlib.sha256(self.stored).hexdigest()
 
 
 class Tail(Protocol):
@@ -154,6 +187,27 @@ class Tail(Protocol):
 
         Raises LogUnavailable where no leader answers.
         """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Replay(Protocol):
+    """The log from a sequence on, at the pace of its one taker; `close` last."""
+
+    @property
+    def position(self) -> int:
+        """All up to here was taken, or is not to come: not in the log any more, or not asked for."""
+        ...
+
+    @property
+    def lag(self) -> int:
+        """Records that are still to be taken, as last heard."""
+        ...
+
+    async def take(self, at_most: int, *, within_s: float, linger_s: float = 0.0) -> list[Arrival]:
+        """The next ones in order, as many as there are; none where none came in time. Where there are fewer than
+        `at_most`, it waits for more for `linger_s`. Raises LogIsAnother."""
         ...
 
     async def close(self) -> None: ...
@@ -213,6 +267,10 @@ class EventLog(Protocol):
 
     async def sweep_blobs(self) -> int:
         """Remove the blobs whose fact never came; how many there were. Raises LogUnavailable."""
+        ...
+
+    async def replay(self, *, after: int, owner: Owner | None = None) -> Replay:
+        """All that comes after a sequence; of one owner only, where one is named. Raises LogUnavailable, BadSubject."""
         ...
 
     async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> Tail:

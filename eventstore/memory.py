@@ -1,13 +1,24 @@
 """The same log in a list: it passes the same contract tests, and it is as real to its callers."""
 
 import asyncio
+import re
+from contextlib import suppress
 from itertools import accumulate
 
 import structlog
 
 from eventstore import codec
 from eventstore.events import Owner, Record, TaskId
-from eventstore.log import Arrival, LogUnavailable, OnArrival, OnReset, Recorded, WrongExpectedSequence, task_subject
+from eventstore.log import (
+    Arrival,
+    LogUnavailable,
+    OnArrival,
+    OnReset,
+    Recorded,
+    WrongExpectedSequence,
+    subjects_of,
+    task_subject,
+)
 
 log = structlog.stdlib.get_logger()
 
@@ -96,6 +107,47 @@ class MemoryTail:
             await self._grown.wait()
 
 
+class MemoryReplay:
+    """The list from a sequence on."""
+
+    def __init__(self, memory: "MemoryLog", after: int, subjects: tuple[re.Pattern[str], ...]) -> None:
+        self._memory = memory
+        self._subjects = subjects
+        self.position = after
+        self.grown = asyncio.Event()
+
+    @property
+    def lag(self) -> int:
+        """Records that are still to be taken, whosever they are."""
+        return len(self._memory.arrivals) - self.position
+
+    async def take(self, at_most: int, *, within_s: float, linger_s: float = 0.0) -> list[Arrival]:
+        """The next ones in order."""
+        taken = self._next(at_most)
+        for wait_s in (within_s, linger_s):
+            if len(taken) >= at_most or (not taken and wait_s is linger_s):
+                break
+            self.grown.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.grown.wait()
+            taken += self._next(at_most - len(taken))
+        return taken
+
+    async def close(self) -> None:
+        """Follow no more."""
+        self._memory.replays.discard(self)
+
+    def _next(self, at_most: int) -> list[Arrival]:
+        taken: list[Arrival] = []
+        while len(taken) < at_most and self.position < len(self._memory.arrivals):
+            arrival = self._memory.arrivals[self.position]
+            self.position += 1
+            if not self._subjects or any(pattern.fullmatch(arrival.subject) for pattern in self._subjects):
+                taken.append(arrival)
+        return taken
+
+
 class MemoryLog:
     """The log in a list; sequences count from 1."""
 
@@ -104,6 +156,7 @@ class MemoryLog:
         self.arrivals: list[Arrival] = []
         self._subjects: dict[str, list[Recorded]] = {}
         self._tails: list[MemoryTail] = []
+        self.replays: set[MemoryReplay] = set()
 
     @property
     def fullness(self) -> float:
@@ -127,10 +180,12 @@ class MemoryLog:
             raise WrongExpectedSequence(subject, expected, after_expected.sequence)
         arrival = Arrival(len(self.arrivals) + 1, subject, stored)
         self.arrivals.append(arrival)
-        appended = codec.recorded(arrival.sequence, subject, stored)
+        appended = codec.recorded(arrival)
         history.append(appended)
         for tail in self._tails:
             tail.grown()
+        for replay in self.replays:
+            replay.grown.set()
         await asyncio.sleep(0)
         return appended
 
@@ -157,6 +212,14 @@ class MemoryLog:
     async def sweep_blobs(self) -> int:
         """Nothing outlives a crash here."""
         return 0
+
+    async def replay(self, *, after: int, owner: Owner | None = None) -> MemoryReplay:
+        """All that comes after a sequence; of one owner only, where one is named."""
+        filters = () if owner is None else subjects_of(owner)
+        patterns = [re.escape(one).replace(r"\*", "[^.]+").replace(">", ".+") for one in filters]
+        replay = MemoryReplay(self, after, tuple(map(re.compile, patterns)))
+        self.replays.add(replay)
+        return replay
 
     async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> MemoryTail:
         """Follow the whole log; it never becomes another, so `on_reset` is not called."""

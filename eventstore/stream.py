@@ -24,6 +24,8 @@ BATCH = 256
 BATCH_BYTES = 8 * 1024 * 1024
 LARGEST = 1024 * 1024
 """Well below what the client keeps for us (64 MiB): over that it would drop a part."""
+IMPORTED = "Tasktrail-Imported"
+"""The header of a record that came from another log. (The only one of ours: metadata lives in the payload.)"""
 READ_WITHIN_S = 5.0
 
 
@@ -141,7 +143,9 @@ class Stream:
                 return None
             raise LogUnavailable(str(error)) from error
         got = msgspec.convert(body, type=_Got).message
-        return Arrival(got.seq, got.subject, base64.b64decode(got.data), deleted=_is_delete(got.hdrs))
+        headers = b"" if got.hdrs is None else base64.b64decode(got.hdrs)
+        deleted, imported = b"KV-Operation: DEL" in headers, IMPORTED.encode() in headers
+        return Arrival(got.seq, got.subject, base64.b64decode(got.data), deleted=deleted, imported=imported)
 
     def expect(self, publish_timeout_s: float) -> "Expected":
         """A place where one acknowledgement will arrive; the same for all attempts at one publish."""
@@ -300,11 +304,7 @@ def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int])
         elif status == "204":
             done.set_result(int(headers.get("Nats-Num-Pending", "0")))
         else:
-            found.append(Arrival(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data))
+            sequence, imported = int(headers["Nats-Sequence"]), IMPORTED in headers
+            found.append(Arrival(sequence, headers["Nats-Subject"], msg.data, imported=imported))
 
     return hear
-
-
-def _is_delete(headers: str | None) -> bool:
-    """Whether a key-value bucket's message is the mark of a deletion."""
-    return headers is not None and b"KV-Operation: DEL" in base64.b64decode(headers)

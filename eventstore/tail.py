@@ -1,4 +1,4 @@
-"""The one live reader of a process: our own push consumer over a whole stream, its gaps noticed and mended.
+"""A live reader of a stream: our own consumer over all of it (or some subjects), its gaps noticed and mended.
 
 Ours, because nats-py's ordered consumer started again at sequence 1, or stayed deaf for 20 s (docs/decisions/tail.md).
 """
@@ -14,25 +14,32 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from eventstore.connection import Connection, RefusedByServer
+from eventstore.flow import NANOSECONDS, Pulled, Pushed
 from eventstore.leader import ASK_EVERY_S, Leader
 from eventstore.log import Arrival, LogError, LogUnavailable, OnArrival, OnReset
-from eventstore.stream import Stream, StreamState
+from eventstore.stream import IMPORTED, Stream, StreamState
 
 log = structlog.stdlib.get_logger()
 
-HEARTBEAT_S = 0.5
 SILENCE_S = 1.2
 """Two heartbeats missed: the consumer is gone, or the server is."""
+AT_MOST_EVERY_S = 0.05
 CATCH_UP_WITHIN_S = 5.0
 PROVEN_FOR_S = 1.0
-NANOSECONDS = 1_000_000_000
 
 
 class StreamTail:
     """Every message of a stream once, in order, from a position on, whatever is lost in between. Build with `open`."""
 
     def __init__(
-        self, connection: Connection, stream: Stream, on_arrival: OnArrival, on_reset: OnReset, pending_msgs: int
+        self,
+        connection: Connection,
+        stream: Stream,
+        on_arrival: OnArrival,
+        on_reset: OnReset,
+        pending_msgs: int,
+        flow: Pushed | Pulled,
+        subjects: tuple[str, ...],
     ) -> None:
         self._connection = connection
         self._stream = stream
@@ -40,6 +47,8 @@ class StreamTail:
         self._on_reset = on_reset
         self._after: int | None = None
         self._pending_msgs = pending_msgs
+        self._flow = flow
+        self._subjects = subjects
         self._position = 0
         self._seen: tuple[int, bytes] | None = None
         self._generation = 0
@@ -48,6 +57,8 @@ class StreamTail:
         self._broken = asyncio.Event()
         self._subscription: Subscription | None = None
         self._consumer: str | None = None
+        self._live = False
+        self._pending = 0
         self._reaching: list[tuple[int, asyncio.Future[None]]] = []
         self._leader = Leader(stream)
         self._keeping: asyncio.Task[None] | None = None
@@ -66,12 +77,15 @@ class StreamTail:
         after: int | None = None,
         pending_msgs: int = 65_536,
         on_closed: "Callable[[StreamTail], None] | None" = None,
+        flow: Pushed | Pulled | None = None,
+        subjects: tuple[str, ...] = (),
     ) -> "StreamTail":
-        """Begin after a sequence (None: the leader's last; never "new"); `on_closed` hears of its end once.
+        """Begin after a sequence (None: the leader's last; never "new"); `on_closed` hears of its end once. Everything
+        is pushed, unless told otherwise by `flow` (for this tail alone) and `subjects`.
 
         Raises LogUnavailable.
         """
-        tail = cls(connection, stream, on_arrival, on_reset, pending_msgs)
+        tail = cls(connection, stream, on_arrival, on_reset, pending_msgs, flow or Pushed(connection), subjects)
         tail._after = after
         state = await tail._leader.ask()
         tail._position = state.last_sequence if after is None else after
@@ -85,7 +99,8 @@ class StreamTail:
             raise
         tail._on_closed = on_closed
         connection.on_reconnected(tail._break)
-        tail._leader.keep_asking()
+        if flow is None:
+            tail._leader.keep_asking()
         tail._keeping = asyncio.ensure_future(tail._keep())
         return tail
 
@@ -108,6 +123,11 @@ class StreamTail:
     def lag(self) -> int:
         """Records that the leader had, when last asked, and that were not delivered yet."""
         return max(0, self._leader.word.last_sequence - self._position)
+
+    @property
+    def pending(self) -> int:
+        """Messages for this tail that were in the stream and not sent yet when the last one was."""
+        return self._pending
 
     @property
     def leader(self) -> StreamState:
@@ -155,7 +175,10 @@ class StreamTail:
     async def _keep(self) -> None:
         # `closed` is looked at because nats-py may swallow a cancellation.
         while not self.closed:
+            began = time.monotonic()
             await self._until_broken()
+            if time.monotonic() - began < AT_MOST_EVERY_S:
+                await asyncio.sleep(AT_MOST_EVERY_S)  # whatever is wrong, it was not that consumer
             self.recreations += 1
             log.debug("tail.recreated", stream=self._stream.name, position=self._position, lag=self.lag)
             while not self.closed:
@@ -173,11 +196,11 @@ class StreamTail:
     async def _until_broken(self) -> None:
         while not self._broken.is_set():
             silent_s = time.monotonic() - self._heard_at
-            if silent_s >= SILENCE_S:
+            if silent_s >= SILENCE_S and self._flow.expects:
                 self._break()
                 return
             with suppress(TimeoutError):
-                async with asyncio.timeout(SILENCE_S - silent_s):
+                async with asyncio.timeout(max(SILENCE_S - silent_s, SILENCE_S / 4)):
                     await self._broken.wait()
 
     def _break(self) -> None:
@@ -195,33 +218,44 @@ class StreamTail:
         inbox = self._connection.new_inbox()
         self._consumer = f"tail-{inbox.rpartition('.')[2]}"
         self._consumer_sequence = 0
+        where, how = self._flow.begin(inbox)
         self._subscription = await self._connection.subscribe(
-            inbox, self._hearer(generation), pending_msgs=self._pending_msgs, on_dropped=self._broken.set
+            where, self._hearer(generation), pending_msgs=self._pending_msgs, on_dropped=self._broken.set
         )
         config: dict[str, object] = {
             "name": self._consumer,
-            "deliver_subject": inbox,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self._position + 1,
             "ack_policy": "none",
             "replay_policy": "instant",
             "max_deliver": 1,
-            "idle_heartbeat": int(HEARTBEAT_S * NANOSECONDS),
-            "flow_control": True,
             "mem_storage": True,
             "num_replicas": 1,
             "inactive_threshold": 5 * NANOSECONDS,
+            **how,
         }
+        if self._subjects:
+            config["filter_subjects"] = self._subjects
         request = {"stream_name": self._stream.name, "config": config}
         try:
             await self._connection.api(f"CONSUMER.CREATE.{self._stream.name}.{self._consumer}", request, timeout_s=1.0)
         except RefusedByServer as error:
             raise LogUnavailable(str(error)) from error
         self._heard_at = time.monotonic()
+        self._live = True
+        await self.go_on()
+
+    async def go_on(self) -> None:
+        """Ask for more, where `flow` has room again. Raises LogUnavailable."""
+        if self._live and self._flow.wants:
+            if not self._flow.expects:
+                self._heard_at = time.monotonic()  # the silence so far was ours
+            await self._flow.go_on(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{self._consumer}")
 
     async def _let_go(self) -> None:
         """No more of the present consumer. It is deleted, too: one that was asked for when the connection was lost may
         come to life later, on a subscription that the client forgot, and would send everything a second time."""
+        self._live = False
         subscription, self._subscription = self._subscription, None
         consumer, self._consumer = self._consumer, None
         if subscription is not None:
@@ -258,22 +292,25 @@ class StreamTail:
             self._heard_at = time.monotonic()
             if msg.reply.startswith("$JS.ACK."):
                 self._take(msg)
-            elif msg.reply:
-                await self._connection.publish(msg.reply)  # flow control: go on
+                if self._flow.wants:
+                    await self.go_on()
+            elif not await self._flow.heard(msg):
+                self._break()
+            elif "Nats-Last-Consumer" in (headers := msg.headers or {}):
+                self._heartbeat(headers)
             else:
-                await self._heartbeat(msg.headers or {})
+                await self.go_on()
 
         return hear
 
-    async def _heartbeat(self, headers: dict[str, str]) -> None:
-        if int(headers.get("Nats-Last-Consumer", "0")) > self._consumer_sequence:
+    def _heartbeat(self, headers: dict[str, str]) -> None:
+        if int(headers["Nats-Last-Consumer"]) > self._consumer_sequence:
             self._break()
             return
-        # All that was sent has come; what the server passed over up to there was deleted from the log.
+        # All that was sent has come; what the server passed over up to there was deleted from the log, or is not ours.
         self._position = max(self._position, int(headers.get("Nats-Last-Stream", "0")))
+        self._pending = 0
         self._wake()
-        if stalled := headers.get("Nats-Consumer-Stalled"):
-            await self._connection.publish(stalled)
 
     def _take(self, msg: Msg) -> None:
         words = msg.reply.split(".")
@@ -281,17 +318,18 @@ class StreamTail:
         # <domain>.<account> before the stream.
         at = 5 if len(words) == 9 else 7
         sequence, consumer_sequence = int(words[at]), int(words[at + 1])
+        self._pending = int(words[-1])
         if consumer_sequence != self._consumer_sequence + 1:
             self._break()
             return
         self._consumer_sequence = consumer_sequence
+        self._flow.took()
         if sequence <= self._position:
             return
         self._position = sequence
         self._seen = sequence, msg.data
-        deleted = msg.headers is not None and msg.headers.get("KV-Operation") in ("DEL", "PURGE")
         try:
-            self._on_arrival(Arrival(sequence, msg.subject, msg.data, deleted=deleted))
+            self._on_arrival(_arrival(sequence, msg))
         except Exception:
             # A reader's bug must not make the whole process deaf.
             log.exception("tail.arrival_failed", stream=self._stream.name, sequence=sequence)
@@ -310,3 +348,10 @@ class StreamTail:
             if not reached.done():
                 reached.set_exception(LogUnavailable(why))
         self._reaching.clear()
+
+
+def _arrival(sequence: int, msg: Msg) -> Arrival:
+    if not msg.headers:
+        return Arrival(sequence, msg.subject, msg.data)
+    deleted = msg.headers.get("KV-Operation") in ("DEL", "PURGE")
+    return Arrival(sequence, msg.subject, msg.data, deleted=deleted, imported=IMPORTED in msg.headers)

@@ -9,10 +9,9 @@ from msgspec import Struct
 
 from eventstore import codec
 from eventstore.codec import Unreadable
-from eventstore.log import Arrival, EventLog, LogUnavailable, Recorded
+from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Recorded, Replay
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation, Seen
-from projections.inflow import MAX_BUFFERED, Inflow, LogIsAnother
 
 log = structlog.stdlib.get_logger()
 
@@ -64,7 +63,6 @@ class Projector:
         leading: Callable[[], bool] = lambda: True,
         on_progress: Callable[[Progress], None] | None = None,
         batch: int = BATCH,
-        max_buffered: int = MAX_BUFFERED,
     ) -> None:
         self._log = event_log
         self._database = database
@@ -72,9 +70,8 @@ class Projector:
         self._leading = leading
         self._on_progress = on_progress
         self._batch = batch
-        self._max_buffered = max_buffered
         self._generation: Generation | None = None
-        self._inflow: Inflow | None = None
+        self._replay: Replay | None = None
         self._served = False
         self._begun = self._position = self._end = self._records = 0
         self._begun_at = 0.0
@@ -87,7 +84,7 @@ class Projector:
     @property
     def lag(self) -> int:
         """Records that it knows of and has not taken in."""
-        return self._inflow.lag if self._inflow is not None else 0
+        return self._replay.lag if self._replay is not None else 0
 
     async def run_once(self) -> int:
         """One batch; how many of the log's records were in it (0: it is at the end, or does not lead).
@@ -115,33 +112,33 @@ class Projector:
 
     async def close(self) -> None:
         """Carry no more; what is begun next begins from the checkpoint."""
-        inflow, self._inflow = self._inflow, None
-        if inflow is not None:
-            await inflow.close()
+        replay, self._replay = self._replay, None
+        if replay is not None:
+            await replay.close()
 
     async def _batch_to(self, end: int) -> int:
         while self._leading():
-            if self._inflow is not None and self._has(end, self._inflow) and self._served:
+            if self._replay is not None and self._has(end, self._replay) and self._served:
                 return 0
             if taken := await self._step():
                 return taken
         return 0
 
-    def _has(self, end: int, inflow: Inflow) -> bool:
-        return self._position >= end or inflow.passed(end)
+    def _has(self, end: int, replay: Replay) -> bool:
+        return self._position >= end or replay.position >= end
 
     async def _step(self) -> int:
         """One batch, if one comes before we have to look round; else, at the end, serve what is not served yet."""
         try:
-            generation, inflow = await self._begin()
-            if not self._served and self._has(self._end, inflow):
+            generation, replay = await self._begin()
+            if not self._served and self._has(self._end, replay):
                 await generation.serve()
                 self._served = True
                 return 0
-            wait_s = 0.0 if inflow.passed(self._end) and not self._served else LOOK_S
-            arrivals = await inflow.take(self._batch, within_s=wait_s, linger_s=LINGER_S)
+            wait_s = 0.0 if replay.position >= self._end and not self._served else LOOK_S
+            arrivals = await replay.take(self._batch, within_s=wait_s, linger_s=LINGER_S)
             if arrivals and self._leading():
-                await self._carry(generation, inflow, arrivals)
+                await self._carry(generation, replay, arrivals)
                 return len(arrivals)
             if arrivals:
                 await self.close()  # they were taken and will not be carried
@@ -166,10 +163,10 @@ class Projector:
             case _:
                 return False
 
-    async def _begin(self) -> tuple[Generation, Inflow]:
+    async def _begin(self) -> tuple[Generation, Replay]:
         """Where the database says that we are; the same again until something fails."""
-        if self._generation is not None and self._inflow is not None:
-            return self._generation, self._inflow
+        if self._generation is not None and self._replay is not None:
+            return self._generation, self._replay
         generation = self._generation = self._given or await Generation.current(self._database)
         checkpoint = await generation.checkpoint()
         self._end = await self._log.last_sequence()
@@ -178,9 +175,9 @@ class Projector:
         self._served = await generation.is_served()
         self._begun = self._position = checkpoint.sequence
         self._begun_at, self._records = time.monotonic(), 0
-        self._inflow = Inflow(self._log, after=checkpoint.sequence, max_buffered=self._max_buffered)
+        self._replay = await self._log.replay(after=checkpoint.sequence)
         log.info("projector.begins", generation=generation.number, checkpoint=checkpoint.sequence, end=self._end)
-        return generation, self._inflow
+        return generation, self._replay
 
     async def _knows(self, seen: Seen) -> bool:
         """Whether this log holds the record that the views saw last. (Not where its task was purged since: then they
@@ -194,7 +191,7 @@ class Projector:
             await asyncio.sleep(0.1)
         raise LogUnavailable("a replica of the log is too far behind to begin from")
 
-    async def _carry(self, generation: Generation, inflow: Inflow, arrivals: list[Arrival]) -> None:
+    async def _carry(self, generation: Generation, replay: Replay, arrivals: list[Arrival]) -> None:
         records = [recorded for arrival in arrivals if (recorded := _recorded(arrival)) is not None]
         upto = arrivals[-1].sequence
         reached = await generation.apply(records, after=self._position, upto=upto)
@@ -203,7 +200,7 @@ class Projector:
         if reached > upto:
             await self.close()  # another projector is ahead: go on from where it is
         if self._on_progress is not None:
-            self._end = max(self._end, upto + inflow.lag)
+            self._end = max(self._end, upto + replay.lag)
             seconds = time.monotonic() - self._begun_at
             self._on_progress(
                 Progress(begun=self._begun, position=upto, end=self._end, records=self._records, seconds=seconds)
@@ -214,7 +211,7 @@ def _recorded(arrival: Arrival) -> Recorded | None:
     if not arrival.subject.startswith("tasks."):
         return None
     try:
-        return codec.recorded(arrival.sequence, arrival.subject, arrival.stored)
+        return codec.recorded(arrival)
     except Unreadable as error:
         log.error("projector.unreadable", sequence=arrival.sequence, error=str(error))
         return None

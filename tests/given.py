@@ -46,7 +46,7 @@ from eventstore.events import (
     UnknownFact,
     Usage,
 )
-from eventstore.log import Recorded, task_subject
+from eventstore.log import Arrival, Recorded, task_subject
 from projections.task import INITIAL, Status, Task, evolve
 
 OWNER = Owner("ann")
@@ -86,7 +86,7 @@ def record_after(
         fact=told.fact,
     )
     sequence = previous.sequence + 3 if previous else 7
-    return recorded(sequence, task_subject(owner, task_id), encode(record))
+    return recorded(Arrival(sequence, task_subject(owner, task_id), encode(record)))
 
 
 def history(*facts: Given, owner: Owner = OWNER, task_id: TaskId = TASK_ID) -> list[Recorded]:

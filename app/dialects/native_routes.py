@@ -36,13 +36,14 @@ from app.dialects.native import (
 from app.dialects.native_lists import list_tasks, tasks_options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
-from app.feed import BEGINNING, Cursor, Streams, TaskStream, cursor_of, event_id
+from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
 from app.keys import hashed_key
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
+from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
 from eventstore.events import TaskId
 from eventstore.log import LogUnavailable, Recorded
 from projections.task import Task

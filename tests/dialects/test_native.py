@@ -8,7 +8,7 @@ import pytest
 
 from app.commands import CancelTask, Command
 from app.dialects.native import TaskBody
-from app.feed import event_id
+from eventstore.cursor import event_id
 from eventstore.events import TaskId, Usage
 from tests.api import DEV, Api
 from tests.lifecycle.commands import (

@@ -41,7 +41,7 @@ from eventstore.events import (
     Usage,
     tag_of,
 )
-from eventstore.log import task_subject
+from eventstore.log import Arrival, task_subject
 from tests.given import OWNER, TASK_ID, completed, created, history, input_requested, started, tool_used
 
 TAGS_FOR_EVER = [
@@ -233,17 +233,17 @@ def test_garbage_is_unreadable(garbage: bytes) -> None:
     with pytest.raises(Unreadable):
         decode(garbage)
     with pytest.raises(Unreadable):
-        recorded(1, task_subject(OWNER, TASK_ID), garbage)
+        recorded(Arrival(1, task_subject(OWNER, TASK_ID), garbage))
 
 
 def test_a_message_of_another_kind_of_subject_is_no_tasks_record() -> None:
     with pytest.raises(Unreadable):
-        recorded(1, "sessions.ann.s1", encode(record_of(started())))
+        recorded(Arrival(1, "sessions.ann.s1", encode(record_of(started()))))
 
 
 def test_a_record_in_the_log_knows_whose_it_is() -> None:
     stored = encode(record_of(started()))
-    told = recorded(9, task_subject(OWNER, TASK_ID), stored)
+    told = recorded(Arrival(9, task_subject(OWNER, TASK_ID), stored))
     assert (told.sequence, told.owner, told.task_id, told.stored) == (9, OWNER, TASK_ID, stored)
 
 

@@ -27,7 +27,7 @@ from eventstore.events import (
     UnknownFact,
     tag_of,
 )
-from eventstore.log import Recorded, task_subject
+from eventstore.log import Arrival, Recorded, task_subject
 from projections import session
 from projections.task import INITIAL, Task, evolve
 from tests.given import OWNER, TASK_ID
@@ -91,7 +91,8 @@ def example(tag: str, *left_out: str) -> Record:
 def after(*records: Record) -> Task:
     """The task to which these happened."""
     history: list[Recorded] = [
-        recorded(number, task_subject(OWNER, TASK_ID), encode(record)) for number, record in enumerate(records, 1)
+        recorded(Arrival(number, task_subject(OWNER, TASK_ID), encode(record)))
+        for number, record in enumerate(records, 1)
     ]
     return reduce(evolve, history, INITIAL)
 

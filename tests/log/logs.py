@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 from uuid import uuid4
 
@@ -116,6 +118,21 @@ def stopped(server: EmbeddedServer) -> Generator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+async def gone_back(server: EmbeddedServer, log: JetStreamLog, directory: Path, task: TaskId) -> list[Recorded]:
+    """Ten records, a copy of the directory, ten more, the copy put back: the first ten. The server stays dead."""
+    first = await grow(log, task, 10)
+    store, copy = directory / "nats-data" / "nats", directory / "copy"
+    await server.kill()
+    shutil.copytree(store, copy)
+    await server.restart()
+    await grow(log, task, 10, first[-1])
+    await log.last_sequence()
+    await server.kill()
+    shutil.rmtree(store)
+    copy.rename(store)
+    return first
 
 
 async def until(condition: Callable[[], bool], within_s: float = SOON_S) -> float:

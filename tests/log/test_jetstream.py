@@ -33,7 +33,7 @@ async def everything(log: JetStreamLog) -> list[Recorded]:
     tail = await log.tail(ear.on_arrival, ear.on_reset, after=0)
     await tail.catch_up()
     await tail.close()
-    return [recorded(one.sequence, one.subject, one.stored) for one in ear.arrivals]
+    return [recorded(one) for one in ear.arrivals]
 
 
 async def test_a_read_that_the_server_dies_in_comes_whole(server: EmbeddedServer):

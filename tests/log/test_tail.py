@@ -4,7 +4,6 @@ The bound asserted is generous, for machines that are busy with something else; 
 """
 
 import asyncio
-import shutil
 import socket
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -26,6 +25,7 @@ from tests.log.logs import (
     WHOLE_WITHIN_S,
     Ear,
     created,
+    gone_back,
     grow,
     jetstream,
     new_task,
@@ -189,21 +189,6 @@ async def test_records_that_were_purged_are_passed_over(server: EmbeddedServer, 
         await server.restart()
         await tail.catch_up()
     assert (ear.resets, len(ear.arrivals)) == (0, 4)
-
-
-async def gone_back(server: EmbeddedServer, log: JetStreamLog, directory: Path, task: TaskId) -> list[Recorded]:
-    """Ten records, a copy of the directory, ten more, the copy put back: the first ten. The server stays dead."""
-    first = await grow(log, task, 10)
-    store, copy = directory / "nats-data" / "nats", directory / "copy"
-    await server.kill()
-    shutil.copytree(store, copy)
-    await server.restart()
-    await grow(log, task, 10, first[-1])
-    await log.last_sequence()
-    await server.kill()
-    shutil.rmtree(store)
-    copy.rename(store)
-    return first
 
 
 async def test_an_older_directory_put_back_is_another_log(server: EmbeddedServer, log: JetStreamLog, tmp_path: Path):

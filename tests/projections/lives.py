@@ -65,13 +65,7 @@ class Scribe:
 
 def fold_of(log: MemoryLog) -> list[Task]:
     """All tasks, by a fold of the whole log, newest first."""
-    return folded(
-        [
-            codec.recorded(arrival.sequence, arrival.subject, arrival.stored)
-            for arrival in log.arrivals
-            if task_of_subject(arrival.subject) is not None
-        ]
-    )
+    return folded([codec.recorded(arrival) for arrival in log.arrivals if task_of_subject(arrival.subject) is not None])
 
 
 def folded(records: Sequence[Recorded]) -> list[Task]:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,14 +11,12 @@ from msgspec.structs import fields
 from sqlalchemy import update
 from sqlalchemy.schema import CreateTable
 
-from eventstore.connection import NatsAddress
-from eventstore.events import TaskFact, UnknownFact
-from eventstore.log import Arrival, OnArrival, OnReset
-from eventstore.memory import MemoryLog, MemoryTail
+from eventstore.events import Owner, TaskFact, UnknownFact
+from eventstore.log import Arrival, LogIsAnother
+from eventstore.memory import MemoryLog, MemoryReplay
 from projections import generations
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation
-from projections.inflow import Inflow, LogIsAnother
 from projections.projector import Progress, Projector
 from projections.schema import FOLD_VERSION, GENERATIONS, tasks_table
 from projections.task import StepInHand, Task
@@ -40,7 +37,7 @@ from tests.given import (
     step_started,
     tool_used,
 )
-from tests.log.logs import SOON_S, jetstream, until
+from tests.log.logs import SOON_S, until
 from tests.projections.lives import ANN, BOB, Scribe, born, carry, fold_of, folded, in_step, numbered
 
 FACTS: list[TaskFact | UnknownFact] = [
@@ -87,7 +84,7 @@ class Play:
                 await self._scribe.write(owner, numbered(first), fact)
             case "carry":
                 await self._projector.close()
-                self._projector = Projector(self.log, self._database, batch=first, max_buffered=1 + 4 * second)
+                self._projector = Projector(self.log, self._database, batch=first)
                 for _ in range(second):
                     await self._projector.run_once()
             case "replay":
@@ -142,18 +139,11 @@ async def log() -> AsyncGenerator[MemoryLog]:
     await log.close()
 
 
-async def test_a_replay_holds_no_more_in_memory_than_its_buffer(log: MemoryLog, database: Database) -> None:
+async def test_it_is_carried_in_batches(log: MemoryLog, database: Database) -> None:
     scribe = Scribe(log)
     for _ in range(40):
         await scribe.task(born(), started(), completed())
-    inflow = Inflow(log, after=0, max_buffered=16)
-    taken: list[Arrival] = []
-    while not inflow.passed(120):
-        taken += await inflow.take(5, within_s=1.0, linger_s=0.01)
-    await inflow.close()
-    assert [arrival.sequence for arrival in taken] == list(range(1, 121))
-    assert inflow.most_buffered <= 16
-    projector = Projector(log, database, batch=5, max_buffered=16)
+    projector = Projector(log, database, batch=5)
     assert await projector.run_once() == 5
     assert await projector.run_to_end() == 115
     await projector.close()
@@ -292,16 +282,31 @@ async def test_another_log_makes_the_views_void(log: MemoryLog, database: Databa
     await in_step(database, fold_of(shorter))
 
 
+class FickleReplay(MemoryReplay):
+    """A replay that can be told that its log is another one."""
+
+    another = False
+
+    async def take(self, at_most: int, *, within_s: float, linger_s: float = 0.0) -> list[Arrival]:
+        taken = await super().take(at_most, within_s=within_s, linger_s=linger_s)
+        if self.another:
+            raise LogIsAnother("told so")
+        return taken
+
+
 class FickleLog(MemoryLog):
-    """A log whose tails can be told that it is another one."""
+    """A log whose replays are fickle."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.resets: list[OnReset] = []
+        self.given: list[FickleReplay] = []
 
-    async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> MemoryTail:
-        self.resets.append(on_reset)
-        return await super().tail(on_arrival, on_reset, after=after)
+    async def replay(self, *, after: int, owner: Owner | None = None) -> FickleReplay:
+        assert owner is None
+        replay = FickleReplay(self, after, ())
+        self.given.append(replay)
+        self.replays.add(replay)
+        return replay
 
 
 async def test_a_log_that_goes_back_under_a_running_projector_is_read_anew(database: Database) -> None:
@@ -311,8 +316,8 @@ async def test_a_log_that_goes_back_under_a_running_projector_is_read_anew(datab
     projector = Projector(log, database)
     running = asyncio.ensure_future(projector.run())
     await until(lambda: projector.position == 2)
-    log.resets[-1]()
-    await until(lambda: len(log.resets) > 1)
+    log.given[-1].another = True
+    await until(lambda: len(log.given) > 1)
     await scribe.task(born("b"))
     await until(lambda: projector.position == 3)
     running.cancel()
@@ -345,19 +350,6 @@ async def test_a_given_generation_of_another_log_is_an_error(log: MemoryLog, dat
     await carry(log, database, generation=generation)
     with pytest.raises(LogIsAnother):
         await carry(MemoryLog(), database, generation=generation)
-
-
-async def test_a_tail_is_let_go_and_opened_again_without_a_hole(nats_address: NatsAddress, tmp_path: Path) -> None:
-    database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
-    async with jetstream(nats_address) as log:
-        scribe = Scribe(log)
-        for number in range(100):
-            await scribe.task(born(str(number)), started(), completed())
-        projector = Projector(log, database, batch=20, max_buffered=50)
-        assert await projector.run_to_end() == 300
-        await projector.close()
-        await in_step(database, folded(scribe.written))
-    await database.close()
 
 
 def test_the_folds_number_is_raised_with_its_shape() -> None:

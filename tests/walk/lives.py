@@ -22,9 +22,10 @@ from app.commands import (
     ResumeTask,
 )
 from app.decide import Rejected
-from app.feed import BEGINNING, RESET, Cursor, cursor_of, event_id, frame
+from app.feed import RESET, frame
 from app.metrics import Metrics
 from app.tasks import Cause, Tasks
+from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
 from eventstore.events import Owner, TaskId
 from eventstore.log import EventLog, Recorded
 from projections.task import Task

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.commands import CancelTask, Command
-from app.feed import HEADERS, RESET, RETRY, event_id
+from app.feed import HEADERS, RESET, RETRY
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
+from eventstore.cursor import event_id
 from eventstore.events import TaskId
 from tests.api import DEV, Api, running
 from tests.lifecycle.commands import complete, finish_step, produce, start_run, start_step

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from app.commands import CancelTask, ReceiveInput
-from app.feed import RESET, event_id
+from app.feed import RESET
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
+from eventstore.cursor import event_id
 from eventstore.events import TaskId
 from eventstore.server import EmbeddedServer
 from tests.api import DEV, Api, running
