@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help serve test check install lint types imports bench clean
+.PHONY: help serve test check install lint types imports schemas bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
@@ -34,6 +34,9 @@ imports: $(INSTALLED)
 
 check: lint types imports ## what CI checks: format, lint, types, imports, then the tests
 	$(MAKE) test
+
+schemas: $(INSTALLED) ## write docs/reference/asyncapi.json and facts.schema.json anew, from the facts
+	$(BIN)/tasktrail schemas --output docs/reference
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

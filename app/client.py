@@ -151,9 +151,9 @@ class Client:
         """Cancel, pause, resume, messages or review, once. Gives the task's JSON."""
         return self._ask("POST", f"{_path(task_id)}/{name}", body=body, key=new_key()).content
 
-    def get(self, task_id: TaskId) -> bytes:
-        """The task's JSON."""
-        return self._ask("GET", _path(task_id)).content
+    def get(self, task_id: TaskId, *, at: int | None = None) -> bytes:
+        """The task's JSON; as it was when the log's last sequence was `at`, where that is given."""
+        return self._ask("GET", _path(task_id) if at is None else f"{_path(task_id)}?at={at}").content
 
     def tasks(self, query: Mapping[str, str | int]) -> TaskPage:
         """A page of the owner's tasks, newest first."""

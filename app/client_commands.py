@@ -6,11 +6,12 @@ import msgspec
 from app.asking import ApiCommand, json_option, task_argument, text_of
 from app.client import Client, new_key
 from app.replies import NotTried, task_of
+from app.schema_commands import schemas
 from app.steering import answer, approve, cancel, pause, refuse, resume
 from app.token_commands import tokens
 from app.view_commands import list_tasks, views
 from app.watching import wait_for, watch_task
-from app.wording import card, line, whats_needed
+from app.wording import as_it_was, card, line, whats_needed
 from eventstore.events import Json, TaskId
 
 MAX_KEY = 255
@@ -123,25 +124,33 @@ def watch(ctx: click.Context, client: Client, task_id: TaskId, plain: bool, as_j
 @click.command(cls=ApiCommand)
 @task_argument
 @click.option("--events", is_flag=True, help="Its history instead: a line for each fact.")
+@click.option("--at", type=click.IntRange(0, 10**18 - 1), metavar="SEQUENCE", help="As it was when the log was there.")
 @json_option
 @click.pass_obj
-def show(client: Client, task_id: TaskId, events: bool, as_json: bool) -> None:
-    """Show a task as it is now.
+def show(client: Client, task_id: TaskId, events: bool, at: int | None, as_json: bool) -> None:
+    """Show a task as it is now, or as it was.
 
     \b
     Examples:
       tasktrail show task_01890a5d-ac96-774b-bcce-b302099a8057
       tasktrail show task_01890a5d-ac96-774b-bcce-b302099a8057 --events --json
+      tasktrail show task_01890a5d-ac96-774b-bcce-b302099a8057 --at 31
     """
+    if events and at is not None:
+        raise click.UsageError("--events or --at, not both")
     if events:
         for told in client.history(task_id):
             click.echo(told.item if as_json else line(told.recorded))
         return
-    content = client.get(task_id)
+    content = client.get(task_id, at=at)
     if as_json:
         click.echo(content)
         return
     body = task_of(content)
+    if at is not None:
+        click.echo(card(body, now=body.updated_at))
+        click.echo(as_it_was(body, at), err=True)
+        return
     click.echo(card(body))
     needed = whats_needed(body.status, body.task_id, body.question, body.review)
     if needed is not None:
@@ -161,4 +170,5 @@ COMMANDS: list[click.Command] = [
     cancel,
     tokens,
     views,
+    schemas,
 ]

@@ -28,7 +28,7 @@ async def follow(
         yield None
         after = 0
     while after < up_to:
-        page = await _page(log, attached, after, up_to)
+        page = await history_page(log, attached, after, up_to)
         after = page[-1].sequence
         yield page
     while not (attached.task.ended and after >= attached.task.sequence):
@@ -48,11 +48,13 @@ async def _is_known(
         await tail.catch_up()  # another process may have shown its client more than we have seen
     if sequence > attached.task.sequence:
         return False
-    found = await _page(log, attached, sequence - 1, attached.task.sequence, limit=1)
+    found = await history_page(log, attached, sequence - 1, attached.task.sequence, limit=1)
     return found[0].sequence == sequence and genuine(found[0])
 
 
-async def _page(log: EventLog, attached: Attached, after: int, up_to: int, *, limit: int = PAGE) -> list[Recorded]:
+async def history_page(
+    log: EventLog, attached: Attached, after: int, up_to: int, *, limit: int = PAGE
+) -> list[Recorded]:
     """The next records of the history, at least one: from memory if it reaches back so far, else from the log."""
     recent = attached.recent
     if recent and (recent[0].record.version == 1 or recent[0].sequence <= after):

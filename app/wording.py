@@ -128,6 +128,12 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+def as_it_was(body: TaskBody, at: int) -> str:
+    """Which past this is: the fact that it ends with, of those that the log held at a sequence."""
+    since = f", its last fact then at {moment(body.updated_at)}" if body.updated_at else ""
+    return f"as it was at sequence {at}: version {body.version}{since}"
+
+
 def lasted(seconds: float) -> str:
     """A length of time."""
     whole = int(seconds)
@@ -156,9 +162,9 @@ def whats_needed(status: Status, task_id: str, question: str | None, review: str
             assert_never(status)
 
 
-def card(body: TaskBody) -> str:
-    """A task as it is: what it has to say of itself, one aligned line each; what it has not is left out."""
-    took_until = body.ended_at or datetime.now(UTC)
+def card(body: TaskBody, *, now: datetime | None = None) -> str:
+    """A task as it is (or was, `now`): what it has to say, one aligned line each; what it lacks is left out."""
+    took_until = body.ended_at or now or datetime.now(UTC)
     rows: list[tuple[str, str | None]] = [
         ("task", body.task_id),
         ("status", body.status + (" (a pause is wished for)" if body.pause_requested else "")),

@@ -34,6 +34,8 @@ from app.dialects.native import (
     to_command,
 )
 from app.dialects.native_lists import list_tasks, tasks_options
+from app.dialects.native_past import AT, past_task
+from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
 from app.keys import hashed_key
@@ -42,6 +44,7 @@ from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
 from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
+from eventstore.events import TaskId
 from eventstore.log import LogUnavailable, Recorded
 from projections.task import Task
 
@@ -102,9 +105,14 @@ async def create_task(
 
 
 @get("/tasks/{task_id:str}", responses={**ONE_TASK, 200: TASK, 304: ResponseSpec(None)}, tags=["tasks"])
-async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
-    """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change."""
+async def get_task(
+    request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], at: Annotated[str | None, AT] = None
+) -> Response[bytes]:
+    """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change.
+    With `at`, as it was then: that does not wait."""
     request.user.need("tasks:read")
+    if at is not None:
+        return await past_task(request, tasks, _id_of(task_id), at)
     attached, age_s = await find(tasks, request.user, task_id)
     known = known_versions(request, attached.task)
     if age_s is not None and "no-cache" in request.headers.get("cache-control", ""):
@@ -229,7 +237,8 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 def routes() -> Router:
     """All of them."""
     handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
-    return Router(path="/", route_handlers=[*handlers, resume_task, send_message, review_task, list_agents])
+    handlers += [resume_task, send_message, review_task, list_agents, get_asyncapi, get_facts_schema]
+    return Router(path="/", route_handlers=handlers)
 
 
 async def strictly(request: Asked, data: Said) -> Said:
@@ -244,13 +253,18 @@ async def strictly(request: Asked, data: Said) -> Said:
 
 async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:
     """The owner's task, and its age where no leader answers. Raises NotFound: another owner's task does not exist."""
-    task_id = task_id_of(text)
-    if task_id is None:
-        raise NotFound("no such task")
-    attached, age_s = await tasks.get(principal.owner, task_id)
+    attached, age_s = await tasks.get(principal.owner, _id_of(text))
     if attached is None:
         raise NotFound("no such task")
     return attached, age_s
+
+
+def _id_of(text: str) -> TaskId:
+    """Raises NotFound: what is no id is nobody's task."""
+    task_id = task_id_of(text)
+    if task_id is None:
+        raise NotFound("no such task")
+    return task_id
 
 
 def _at_the_end(task: Task, cursor: Cursor) -> bool:
@@ -290,9 +304,7 @@ async def _answer(
 
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
     request.user.need("tasks:write")
-    task_id = task_id_of(text)
-    if task_id is None:
-        raise NotFound("no such task")
+    task_id = _id_of(text)
     key = idempotency_key(request)
     keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
     done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))

@@ -36,11 +36,13 @@ OPERATIONS = {
 CONFIG = """
 [dictionaries]
 tasks = {{ values = [{ids}] }}
+sequences = {{ values = ["1", "2", "3"] }}
 
 [parameters]
 "path.task_id" = {{ dictionary = "tasks", probability = 0.9 }}
+"query.at" = {{ dictionary = "sequences", probability = 1.0 }}
 """
-"""So that most requests are about a task that there is."""
+"""So that most requests are about a task that there is, and none about the future, which is a bad request."""
 
 
 @pytest.fixture

@@ -175,6 +175,25 @@ async def test_a_task_is_shown_as_it_is_for_people_and_for_programs(api: Api) ->
     assert [json.loads(row) for row in records.out.splitlines()] == page["data"]
 
 
+async def test_a_task_is_shown_as_it_was(api: Api) -> None:
+    env = environment(api)
+    task_id = await api.begin(start_run(), request_input())
+    card, as_json, both, beyond, before = await asyncio.gather(
+        tasktrail("show", task_id, "--at", "2", env=env),
+        tasktrail("show", task_id, "--at", "3", "--json", env=env),
+        tasktrail("show", task_id, "--at", "3", "--events", env=env),
+        tasktrail("show", task_id, "--at", "4", env=env),
+        tasktrail("show", task_id, "--at", "0", env=env),
+    )
+    assert f"task      {task_id}\nstatus    running\n" in card.out
+    assert card.err.startswith("as it was at sequence 2: version 2, its last fact then at ")
+    assert json.loads(as_json.out) == await body_of(api, task_id)
+    assert (both.code, beyond.code, before.code) == (2, 1, 1)
+    assert beyond.err == "refused: The request can't be understood: at: the log's last sequence is 3\n"
+    asks = await tasktrail("show", task_id, "--at", "3", env=env)
+    assert "answer with" not in asks.err, "what it needed then it may not need now"
+
+
 async def test_a_long_history_is_read_page_by_page(api: Api) -> None:
     task_id = await api.begin(start_run(), *(produce("x", offset=at) for at in range(5)))
 
