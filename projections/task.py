@@ -148,6 +148,11 @@ class Task(Struct, frozen=True, kw_only=True):
 INITIAL = Task()
 
 
+def follows(recorded: Recorded, task: Task) -> bool:
+    """Whether this is the task's next record, by its version and by the hash of the one before."""
+    return recorded.record.version == task.version + 1 and recorded.record.previous == task.sha256
+
+
 def evolve(task: Task, recorded: Recorded) -> Task:
     """The task after one more record. Never raises: history is not up for debate."""
     record = recorded.record

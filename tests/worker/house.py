@@ -18,8 +18,8 @@ from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
 from app.commands import CancelTask, Command, CreateTask
 from app.decide import Rejected
-from app.dispatcher import run_projector
 from app.metrics import Metrics
+from app.projecting import run_projector
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Done, Tasks
 from app.worker import new_worker_id, run_worker
