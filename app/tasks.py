@@ -15,8 +15,8 @@ from app.attached import MAX_BUFFER, Attached, Reader
 from app.commands import Command, CreateTask
 from app.decide import Rejected, decide
 from app.following import follow
-from app.keys import hashed_key, keyed_task_id
 from app.history import Viewed, read_history, read_up_to
+from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
 from eventstore import codec
 from eventstore.events import Owner, Record, TaskFact, TaskId, UnknownFact

@@ -12,6 +12,7 @@ from msgspec.structs import fields
 from sqlalchemy import update
 from sqlalchemy.schema import CreateTable
 
+from eventstore.codec import TAGS
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskFact, UnknownFact
 from eventstore.log import Arrival, OnArrival, OnReset
@@ -363,9 +364,10 @@ async def test_a_tail_is_let_go_and_opened_again_without_a_hole(nats_address: Na
 def test_the_folds_number_is_raised_with_its_shape() -> None:
     """Where this fails: raise FOLD_VERSION, so that old views are built anew, and put the new digest here."""
     shape = [
+        *sorted(TAGS),  # rows folded by who did not know a tag yet are not what they would be now
         *(f"{kind.__name__}.{field.name}: {field.type}" for kind in (Task, StepInHand) for field in fields(kind)),
         str(CreateTable(tasks_table(1))),
         *sorted(f"{index.name} {[column.name for column in index.columns]}" for index in tasks_table(1).indexes),
     ]
     digest = hashlib.sha256("\n".join(shape).encode()).hexdigest()[:16]
-    assert (FOLD_VERSION, digest) == (1, "379a7feb5a2cc053")
+    assert (FOLD_VERSION, digest) == (2, "748d7c9c4500e8b0")
