@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventstore.events import Owner, TaskId
 from projections.checkpoint import Checkpoint
 from projections.database import Database, ViewsUnavailable
-from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of, place_of
+from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of, living, place_of
 from projections.schema import (
     FOLD_VERSION,
     GENERATIONS,
@@ -93,10 +93,8 @@ class Views:
                 raise ViewsUnavailable("the views are another release's")
             mine = select(*PROGRESS).where(GENERATIONS.c.generation == served.generation)
             checkpoint = checkpoint_of(*(await connection.execute(mine)).one())
-            c = tasks_table(served.generation).c
-            alive = select(c.created, c.body).where(c.ended_at.is_(None)).order_by(c.created).limit(MAX_PAGE)
-            last = 0
-            while rows := (await connection.execute(alive.where(c.created > last))).all():
+            table, last = tasks_table(served.generation), 0
+            while rows := (await connection.execute(living(table, Between(low=last), MAX_PAGE))).all():
                 for last, body in rows:
                     take(task_of(body), last)
             return checkpoint

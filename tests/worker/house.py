@@ -51,10 +51,15 @@ class House:
         self._children: list[Child] = []
 
     def dispatch(
-        self, settings: WorkerSettings = CALM, *, limit: int = 32, limits: dict[str, int] | None = None
+        self,
+        settings: WorkerSettings = CALM,
+        *,
+        limit: int = 32,
+        limits: dict[str, int] | None = None,
+        views_url: str | None = None,
     ) -> asyncio.Task[None]:
-        """A dispatcher in this process."""
-        return self._start(run_projector(self.settings, AgentSettings(limit=limit), settings, limits))
+        """A dispatcher in this process, which carries the views too if it is told where they are."""
+        return self._start(run_projector(self.settings, AgentSettings(limit=limit), settings, limits, views_url))
 
     def work(self, *agents: Agent, settings: WorkerSettings = CALM, worker_id: str | None = None) -> asyncio.Task[None]:
         """A worker in this process; of the simulator, if no agent is named."""
