@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
@@ -27,6 +28,7 @@ from eventstore.connection import Connection, NatsAddress
 from eventstore.events import Json, Owner, TaskFact, TaskId, TaskStarted, UnknownFact, tag_of
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError, Recorded
+from eventstore.server import EmbeddedServer
 from projections.task import Status, Task
 
 ANN = Owner("ann")
@@ -166,6 +168,19 @@ class House:
             await child.kill()
         for running in list(self._running):
             await self.stop(running)
+
+
+class Place(Struct):
+    """A house on a server of its own, and what may delete its streams."""
+
+    house: House
+    archive: Connection
+    server: EmbeddedServer
+
+    async def forget_work(self) -> None:
+        """All that is queued and timed is lost."""
+        for stream in ("WORK", "TIMERS"):
+            await self.archive.api(f"STREAM.DELETE.{stream}")
 
 
 @contextlib.asynccontextmanager
