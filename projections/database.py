@@ -36,6 +36,7 @@ PRAGMAS = (
     "cache_size=-65536",
     "temp_store=MEMORY",
 )
+SPOILT = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 OUR_LOCK = 0x7461736B
 """PostgreSQL's advisory lock under which generations are made, switched and dropped."""
 
@@ -154,8 +155,11 @@ async def _named_errors(address: str) -> AsyncGenerator[None]:
         yield
     except (SQLAlchemyError, SqliteError, PostgresError, InterfaceError, OSError, TimeoutError) as error:
         # (SQLAlchemy's own text would quote the statement with its values: other people's titles.)
-        reason = str(getattr(error, "orig", None) or error) or type(error).__name__
-        raise ViewsUnavailable(f"{address}: {reason.splitlines()[0][:300]}") from error
+        cause = getattr(error, "orig", None) or error
+        reason = (str(cause) or type(cause).__name__).splitlines()[0][:300]
+        if isinstance(cause, SqliteError) and getattr(cause, "sqlite_errorname", "").startswith(SPOILT):
+            reason += "; if it is the views' own file, delete it: all of it is made anew from the log"
+        raise ViewsUnavailable(f"{address}: {reason}") from error
     except ValidationError as error:
         raise ViewsUnavailable(f"{address}: a row that this release can't read: {error}") from error
 

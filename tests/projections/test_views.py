@@ -235,11 +235,14 @@ async def test_a_database_that_is_away_has_a_name_and_no_password() -> None:
     await database.close()
 
 
-async def test_a_file_that_is_no_database_has_a_name(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database_has_a_name_and_a_cure(tmp_path: Path) -> None:
     (tmp_path / "views.db").write_bytes(b"no database at all, " * 100)
     database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
-    with pytest.raises(ViewsUnavailable):
+    with pytest.raises(ViewsUnavailable, match="delete it"):
         await Views(database).list(ANN, limit=5)
+    (tmp_path / "views.db").unlink()
+    await carry(MemoryLog(), database)
+    assert (await Views(database).list(ANN, limit=5)).tasks == []
     await database.close()
 
 
