@@ -32,7 +32,7 @@ NOT_NOW = "the views are being built, or their database is away; tasks can be as
 
 
 class Lists:
-    """The views, for reading. For who lists, whatever is wrong with them, or that there are none, is a ViewsUnavailable."""
+    """The views, for reading. To a list, whatever is wrong with them, or their absence, is a ViewsUnavailable."""
 
     def __init__(self, views_url: str | None) -> None:
         self._database = None if views_url is None else Database.open(views_url)
