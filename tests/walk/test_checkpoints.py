@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app import checkpoints as room
 from app.audit_key import audit_key
-from app.checkpoints import Checkpoints, carry_checkpoints
+from app.checkpoints import Carrier, Checkpoints
 from app.settings import LogSettings
 from eventstore.checkpointing import NobodySigns, Signer
 from eventstore.codec import encode
@@ -32,7 +32,7 @@ NAME = named(KEY.public_key())
 @asynccontextmanager
 async def carried(nats: NatsAddress, *, every_s: float = 300.0) -> AsyncGenerator[Signer]:
     """Somebody who signs, ready to be asked."""
-    carrying = asyncio.create_task(carry_checkpoints(LogSettings(nats=nats), KEY, every_s))
+    carrying = asyncio.create_task(Carrier(LogSettings(nats=nats), KEY, every_s).run())
     async with jetstream(nats) as log:
         signer = Signer(log.connection)
         try:
