@@ -179,6 +179,7 @@ def lose_views(directory: Path) -> None:
         file.unlink()
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("views", ["lost", "kept"])
 async def test_five_hundred_tasks_end_once_after_all_but_the_log_was_lost(
     place: Place, tmp_path: Path, views: str
