@@ -1,6 +1,7 @@
 """Everything but the log is lost in the middle of 500 tasks: queue, timers, views, and whoever worked."""
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,18 @@ from app.metrics import Metrics
 from app.settings import WorkerSettings
 from app.tasks import Tasks
 from app.views import Lists
-from eventstore.events import InputRequested, Json, Problem, RunFailed, TaskId, TaskStarted
+from eventstore.events import (
+    InputRequested,
+    Json,
+    Problem,
+    RunFailed,
+    StepFinished,
+    StepStarted,
+    TaskCompleted,
+    TaskId,
+    TaskStarted,
+    ToolUsed,
+)
 from eventstore.log import Recorded
 from eventstore.memory import MemoryLog
 from eventstore.queue import Queue
@@ -111,33 +123,45 @@ async def carried(views_url: str, at_least: int = 0) -> int:
         await lists.close()
 
 
-def never_two_live_runs(records: list[Recorded], dead: str) -> None:
-    """Each run began after the one before had ended, or was the dead worker's; nothing was written by an old one."""
-    run, worker, over = 0, None, True
+def begun(records: list[Recorded]) -> Counter[str]:
+    """How often each step was begun, by its idempotency key. Asserts that no run began beside one that was not over or
+    lost, that none wrote when its successor had begun, and that no step was begun again once it was answered.
+
+    (On a machine that stands still for seconds a living run is taken for lost; then, too, only one may write.)"""
+    run, over, steps, answered = 0, True, Counter[str](), set[int]()
     for recorded in records:
-        fact = recorded.record.fact
-        if isinstance(fact, TaskStarted):
-            assert fact.run == run + 1
-            assert over or (fact.lost and worker == dead), records
-            run, worker, over = fact.run, fact.worker, False
-        else:
-            assert getattr(fact, "run", run) == run, records
-            over = over or isinstance(fact, RunFailed | InputRequested)
+        match recorded.record.fact:
+            case TaskStarted() as fact:
+                assert fact.run == run + 1
+                assert over or fact.lost, records
+                run, over = fact.run, False
+            case StepStarted(run=of, step=step):
+                assert of == run, records
+                assert step not in answered, records
+                steps[f"{recorded.task_id} {recorded.task_id}:{step}"] += 1
+            case StepFinished(run=of, step=step) | ToolUsed(run=of, step=step):
+                assert of == run, records
+                answered.add(step)
+            case RunFailed(run=of) | InputRequested(run=of) | TaskCompleted(run=of):
+                assert of == run, records
+                over = True
+            case _:
+                pass
+    return steps
 
 
-async def all_end_once(house: House, crowd: Crowd, effects: Path, dead: str, in_hand: set[str]) -> None:
+async def all_end_once(house: House, crowd: Crowd, effects: Path) -> None:
     """Every task runs to its end, every deadline fires, and none had two live runs: by its facts, and by what acted."""
     for task_id in crowd.completed:
         await house.reach(task_id, "completed")
     for task_id in crowd.timed_out:
         await house.reach(task_id, "timed_out")
+    steps = Counter[str]()
     for task_id in (*crowd.completed, *crowd.timed_out):
-        never_two_live_runs(await house.records(task_id), dead)
+        steps += begun(await house.records(task_id))
     counts = acted(effects)
     assert len(counts) == 2 * len(crowd.working) + len(crowd.answered)
-    twice = {key.split()[1] for key, count in counts.items() if count != 1}
-    assert twice <= in_hand, twice
-    assert max(counts.values()) <= 2
+    assert counts <= steps, counts - steps
 
 
 def does_one_thing(_: Brief) -> Work:
@@ -155,6 +179,7 @@ def lose_views(directory: Path) -> None:
         file.unlink()
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("views", ["lost", "kept"])
 async def test_five_hundred_tasks_end_once_after_all_but_the_log_was_lost(
     place: Place, tmp_path: Path, views: str
@@ -175,8 +200,7 @@ async def test_five_hundred_tasks_end_once_after_all_but_the_log_was_lost(
     if views == "lost":
         lose_views(tmp_path)
     left = [await house.reach(task_id, lambda _: True) for task_id in crowd.working]
-    in_hand = {f"{task.task_id}:{task.in_hand.step}" for task in left if task.in_hand is not None}
-    assert in_hand
+    assert any(task.in_hand is not None for task in left)
     assert any(task.status == "queued" for task in left)
     # What comes while nobody is there is heard of all the same.
     await asyncio.gather(*(house.tell(task_id, ReceiveInput(text="Ann")) for task_id in crowd.answered))
@@ -189,7 +213,7 @@ async def test_five_hundred_tasks_end_once_after_all_but_the_log_was_lost(
         for _ in range(2):
             await house.spawn(settings=SETTINGS, effects=effects)
         house.work(Own(does_one_thing), settings=SETTINGS)
-        await all_end_once(house, crowd, effects, worker.name, in_hand)
+        await all_end_once(house, crowd, effects)
 
 
 async def test_views_of_another_log_are_not_begun_with(house: House, tmp_path: Path) -> None:
