@@ -33,6 +33,7 @@ from app.dialects.native import (
     task_id_of,
     to_command,
 )
+from app.dialects.native_audit import AFTER, get_log, get_record_blob
 from app.dialects.native_lists import list_tasks, tasks_options
 from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
@@ -52,11 +53,6 @@ TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
 COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
-
-# The pattern is for the reader of the schema; what is no cursor is refused by `cursor_of`, in its own words.
-AFTER = QueryParameter(
-    description="an event id or a sequence", schema_extra={"pattern": "^[0-9]{1,19}(-[0-9]{1,19})?$"}
-)
 
 TaskPath = FromPath[str]
 Said = TypeVar("Said", bound=msgspec.Struct)
@@ -229,7 +225,8 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 def routes() -> Router:
     """All of them."""
     handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
-    return Router(path="/", route_handlers=[*handlers, resume_task, send_message, review_task, list_agents])
+    handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob]
+    return Router(path="/", route_handlers=handlers)
 
 
 async def strictly(request: Asked, data: Said) -> Said:

@@ -301,8 +301,8 @@ class FickleLog(MemoryLog):
         super().__init__()
         self.given: list[FickleReplay] = []
 
-    async def replay(self, *, after: int, owner: Owner | None = None) -> FickleReplay:
-        assert owner is None
+    async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> FickleReplay:
+        assert (owner, subjects) == (None, ())
         replay = FickleReplay(self, after, ())
         self.given.append(replay)
         self.replays.add(replay)
