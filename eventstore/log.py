@@ -81,12 +81,12 @@ def owner_word(name: str) -> Owner:
 
 def task_subject(owner: Owner, task_id: TaskId) -> str:
     """`tasks.<partition>.<owner>.<task_id>`: the one place that makes subjects."""
-    if not TASK_ID.fullmatch(task_id):
-        raise BadSubject(f"not a task id: {task_id[:80]!r}")
     return _task_subject(_checked(owner), task_id)
 
 
 def _task_subject(owner: str, task_id: TaskId) -> str:
+    if not TASK_ID.fullmatch(task_id):
+        raise BadSubject(f"not a task id: {task_id[:80]!r}")
     return f"tasks.{zlib.crc32(task_id.encode()) % PARTITIONS}.{owner}.{task_id}"
 
 

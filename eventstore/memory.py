@@ -125,20 +125,21 @@ class MemoryReplay:
 
     async def take(self, at_most: int, *, within_s: float, linger_s: float = 0.0) -> list[Arrival]:
         """The next ones in order."""
-        taken = self._next(at_most)
-        for wait_s in (within_s, linger_s):
-            if len(taken) >= at_most or (not taken and wait_s is linger_s):
-                break
-            self.grown.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self.grown.wait()
-            taken += self._next(at_most - len(taken))
+        taken = self._next(at_most) or await self._grown(at_most, within_s)
+        if taken and linger_s and len(taken) < at_most:
+            taken += await self._grown(at_most - len(taken), linger_s)
         return taken
 
     async def close(self) -> None:
         """Follow no more."""
         self._memory.replays.discard(self)
+
+    async def _grown(self, at_most: int, within_s: float) -> list[Arrival]:
+        self.grown.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.grown.wait()
+        return self._next(at_most)
 
     def _next(self, at_most: int) -> list[Arrival]:
         taken: list[Arrival] = []

@@ -215,33 +215,23 @@ async def test_the_log_is_read_from_a_time_on(api: Api):
     assert (await read(api.client, "?since=0001-01-01T00:00:00Z&after=2")).sequences == [3]
 
 
-@pytest.mark.parametrize(
-    ("query", "why"),
-    [
-        ("after=x", "bad_cursor"),
-        ("after=", "bad_cursor"),
-        ("after=" + "0" * 21, "bad_cursor"),
-        ("since=yesterday", "bad_request"),
-        ("since=2026-01-01T00:00:00", "bad_request"),
-        ("owner=A.b", "bad_request"),
-        ("owner=*", "bad_request"),
-        ("owner=", "bad_request"),
-        ("agent=a,,b", "bad_request"),
-        ("task_id=task_1", "bad_request"),
-        ("task_id=>", "bad_request"),
-        ("type=task.creatd", "bad_request"),
-        ("type=" + ",".join(["task.created"] * 101), "bad_request"),
-        ("limit=0", "bad_request"),
-        ("limit=1001", "bad_request"),
-        ("follow=yes", "bad_request"),
-        ("format=xml", "bad_request"),
+BAD = {
+    "bad_cursor": ["after=x", "after=", "after=" + "0" * 21],
+    "bad_request": [
+        *("since=yesterday", "since=2026-01-01T00:00:00", "owner=A.b", "owner=*", "owner=", "agent=a,,b"),
+        *("task_id=task_1", "task_id=>", "type=task.creatd", "type=" + ",".join(["task.created"] * 101)),
+        *("limit=0", "limit=1001", "follow=yes", "format=xml"),
     ],
-)
-async def test_what_can_not_be_asked_is_said_clearly(api: Api, query: str, why: str):
-    answer = await api.client.get(f"/events?{query}")
-    assert (answer.status_code, answer.json()["code"]) == (400, why)
-    if query == "type=task.creatd":
-        assert "there are: task.created, " in answer.json()["detail"]
+}
+
+
+async def test_what_can_not_be_asked_is_said_clearly(api: Api):
+    for code, queries in BAD.items():
+        for query in queries:
+            answer = await api.client.get(f"/events?{query}")
+            assert (answer.status_code, answer.json()["code"]) == (400, code), query
+    told = (await api.client.get("/events?type=task.creatd")).json()["detail"]
+    assert told.startswith("type: 'task.creatd' is none; there are: task.created, ")
 
 
 async def test_a_batch_is_cloudevents_and_leads_on(api: Api):
