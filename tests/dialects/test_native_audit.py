@@ -10,13 +10,13 @@ from cloudevents.core.bindings.http import HTTPMessage, from_structured_event
 from msgspec import Struct, json
 
 from app.commands import CancelTask, CreateTask
-from app.dialects.native_audit import LogLine
+from app.dialects.native_audit import KINDS, LogLine
 from app.settings import HttpSettings
 from app.tasks import Done
 from eventstore.connection import NatsAddress
 from eventstore.cursor import event_id
 from eventstore.events import Owner, TaskId
-from eventstore.log import Arrival, task_subject
+from eventstore.log import task_subject
 from eventstore.stream import Stream
 from eventstore.tokens import Scope
 from projections.lines import arrival_of, line_of
@@ -48,13 +48,6 @@ async def task_of(api: Api, owner: Owner, *, agent: str = "simulator", filling: 
     return done.task.task_id
 
 
-async def log_of(api: Api) -> list[Arrival]:
-    """All that is in the log."""
-    log = api.rooms.tasks.log
-    found = [await log.at(sequence) for sequence in range(1, await log.last_sequence() + 1)]
-    return [arrival for arrival in found if arrival is not None]
-
-
 @asynccontextmanager
 async def asker(api: Api, owner: Owner, *scopes: Scope) -> AsyncGenerator[httpx.AsyncClient]:
     """A client of this owner, with a token of these scopes."""
@@ -74,7 +67,7 @@ async def test_a_page_is_the_lines_of_the_log_byte_for_byte(api: Api):
     await api.begin(CancelTask(by="ann"))
     await task_of(api, EVE)
     answer = await api.client.get("/events")
-    lines = b",".join(line_of(arrival)[:-1] for arrival in await log_of(api))
+    lines = b",".join(line_of(arrival)[:-1] for arrival in await api.arrivals())
     assert answer.content == b'{"data":[%b],"has_more":false,"next_after":3}' % lines
     assert answer.headers["tasktrail-last-sequence"] == "3"
 
@@ -97,14 +90,14 @@ async def test_pages_follow_each_other_without_a_gap_or_a_double(api: Api):
 
 async def test_a_page_goes_on_after_an_id_a_sequence_or_a_cloudevents_sequence(api: Api):
     await api.begin(CancelTask(by="ann"))
-    first = (await log_of(api))[0]
+    first = (await api.arrivals())[0]
     for after in (event_id(first), "1", "00000000000000000001"):
         assert (await read(api.client, f"?after={after}")).sequences == [2]
 
 
 async def test_a_cursor_of_another_life_is_refused_by_pages_and_lines(api: Api):
     await api.begin(CancelTask(by="ann"))
-    first, second = map(event_id, await log_of(api))
+    first, second = map(event_id, await api.arrivals())
     swapped = f"{first.partition('-')[0]}-{second.partition('-')[2]}"
     for after in (swapped, "3", "99-256"):
         for accept in ("application/json", "application/x-ndjson", BATCH["Accept"], ONE["Accept"]):
@@ -136,7 +129,7 @@ async def test_another_owner_is_refused_by_name_whether_there_is_one_or_not(api:
 
 async def test_anothers_event_id_is_no_cursor(api: Api):
     await api.begin()
-    (record,) = await log_of(api)
+    (record,) = await api.arrivals()
     async with asker(api, EVE, "audit") as eve:
         assert (await eve.get(f"/events?after={event_id(record)}")).status_code == 409
 
@@ -268,7 +261,7 @@ async def test_the_whole_log_has_sessions_and_checkpoints_and_an_owners_part_its
     await api.begin()
     stream = Stream(api.rooms.connection, "TASKS")
     await stream.open()
-    record = line_of((await log_of(api))[0])
+    record = line_of((await api.arrivals())[0])
     await stream.publish("sessions.eve.chat.1", arrival_of(record).stored)
     await stream.publish("checkpoints", b'{"sequence":2}')
     await stream.close()
@@ -282,14 +275,14 @@ async def test_the_whole_log_has_sessions_and_checkpoints_and_an_owners_part_its
 async def test_a_records_blob_is_its_owners_and_an_auditors(api: Api):
     await api.begin()
     await task_of(api, EVE, filling="x" * 300_000)
-    record = json.decode((await log_of(api))[1].stored, type=dict[str, object])
+    record = json.decode((await api.arrivals())[1].stored, type=dict[str, object])
     path = f"/events/blobs/{record['record_id']}"
     answer = await api.client.get(path)
     assert answer.json() == {"input": "x" * 300_000}
     async with asker(api, EVE, "audit") as eve, asker(api, Owner("bob"), "audit") as bob:
         assert (await eve.get(path)).content == answer.content
         assert (await bob.get(path)).status_code == 404
-    small = json.decode((await log_of(api))[0].stored, type=dict[str, object])
+    small = json.decode((await api.arrivals())[0].stored, type=dict[str, object])
     for other in (small["record_id"], "x", "*", "%00"):
         assert (await api.client.get(f"/events/blobs/{other}")).status_code == 404
 
@@ -300,6 +293,15 @@ async def test_a_blob_whose_record_never_came_is_not_shown(api: Api):
     await api.rooms.tasks.log.blobs.put("nobodys", b"{}")
     for name in ("orphan", "nobodys"):
         assert (await api.client.get(f"/events/blobs/{name}")).status_code == 404
+
+
+async def test_the_description_names_every_kind_of_answer(api: Api):
+    described = (await api.client.get("/docs/openapi.json")).json()["paths"]["/events"]["get"]
+    assert sorted(described["responses"]["200"]["content"]) == sorted(KINDS)
+    names = {parameter["name"] for parameter in described["parameters"]}
+    assert names == {
+        *("after", "since", "owner", "agent", "task_id", "type", "limit", "format", "follow", "token"),
+    }
 
 
 async def test_what_else_can_be_done_with_the_feed_is_said(api: Api):

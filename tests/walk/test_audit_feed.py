@@ -50,25 +50,13 @@ async def fill(api: Api, count: int, *, owner: Owner = DEV, title: str = "a task
     await asyncio.gather(*[log.append(owner, new_task(), record_of(created(title)), 0) for _ in range(count)])
 
 
-async def log_of(api: Api) -> list[Arrival]:
-    """All that is in the log."""
-    replay = await api.rooms.tasks.log.replay(after=0)
-    try:
-        last, found = await api.rooms.tasks.log.last_sequence(), list[Arrival]()
-        while replay.position < last:
-            found += await replay.take(1_000, within_s=SOON_S)
-        return found
-    finally:
-        await replay.close()
-
-
 def frame(arrival: Arrival) -> bytes:
     head = f"id: {event_id(arrival)}\nevent: {type_of(arrival)}\ndata: "
     return head.encode() + line_of(arrival) + b"\n"
 
 
 async def frames(api: Api) -> list[bytes]:
-    return [frame(arrival) for arrival in await log_of(api)]
+    return [frame(arrival) for arrival in await api.arrivals()]
 
 
 def id_in(framed: bytes) -> str:
@@ -102,7 +90,7 @@ async def test_lines_are_the_log_to_its_end_byte_for_byte(api: Api):
     wire = await (await ask(api, NDJSON)).head()
     assert (wire.status, wire.headers["content-type"]) == (200, NDJSON)
     assert wire.headers[LAST.lower()] == "1005"
-    assert await wire.rest() == (b"".join(map(line_of, await log_of(api))), True)
+    assert await wire.rest() == (b"".join(map(line_of, await api.arrivals())), True)
     await wire.close()
     wire = await (await ask(api, NDJSON, "?owner=eve&limit=3")).head()
     text, ended = await wire.rest()
@@ -145,7 +133,7 @@ async def test_a_stream_of_events_ends_after_its_limit(api: Api):
 
 async def test_streams_are_cloudevents_where_these_are_asked_for(api: Api):
     await fill(api, 3)
-    events = [cloudevent_of(arrival) for arrival in await log_of(api)]
+    events = [cloudevent_of(arrival) for arrival in await api.arrivals()]
     wire = await (await ask(api, NDJSON, "?format=cloudevents")).head()
     assert (await wire.rest())[0].splitlines() == events
     await wire.close()
@@ -181,14 +169,16 @@ async def test_wherever_a_reader_is_cut_it_goes_on_with_each_record_once(
     for accept, takes, rudely, more in connections:
         wire = await connect(accept)
         writing = asyncio.ensure_future(fill(api, more, owner=EVE))
-        there = [one for one in await log_of(api) if one.sequence > (got[-1].sequence if got else begun)]
+        there = [one for one in await api.arrivals() if one.sequence > (got[-1].sequence if got else begun)]
         mine = [one for one in there if not filtered or one.subject.split(".")[2] == EVE]
         got += await taken(wire, accept, min(takes, len(mine)))
         await writing
         wire.reset() if rudely else await wire.close()
     wire = await connect(NDJSON if filtered else SSE)
     wanted = [
-        one for one in await log_of(api) if one.sequence > begun and (not filtered or one.subject.split(".")[2] == EVE)
+        one
+        for one in await api.arrivals()
+        if one.sequence > begun and (not filtered or one.subject.split(".")[2] == EVE)
     ]
     got += await taken(wire, NDJSON if filtered else SSE, len(wanted) - len(got))
     await wire.close()
@@ -236,7 +226,7 @@ async def test_an_idle_feed_is_pinged(nats_address: NatsAddress, accept: str):
         while pings < 3:
             pieces.append(await wire.chunk())
             pings += pieces[-1] == ping
-        (record,) = await log_of(api)
+        (record,) = await api.arrivals()
         said = [piece for piece in pieces if piece != ping]
         assert said == ([RETRY, frame(record)] if accept == SSE else [line_of(record)])
         await wire.close()
@@ -326,7 +316,7 @@ async def test_the_server_is_killed_in_the_middle_of_feeds(server: EmbeddedServe
         got += await events.frames(10_010 - 600)
         rest, ended = await lines.rest()
         assert ended
-        everything = await log_of(api)
+        everything = await api.arrivals()
         assert got == list(map(frame, everything))
         assert text + rest.replace(b"\n\n", b"\n") == b"".join(map(line_of, everything[:10_000]))
         await events.close()
