@@ -55,10 +55,12 @@ def line_of(arrival: Arrival) -> bytes:
 
 
 def is_a_line(stored: bytes) -> bool:
-    """Whether it is one value of JSON, without a line break."""
+    """Whether it is one value of JSON, in UTF-8 and without a line break."""
     try:
         _raw.decode(stored)
-    except msgspec.DecodeError:
+        if not stored.isascii():
+            stored.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return b"\n" not in stored and b"\r" not in stored
 
@@ -98,4 +100,4 @@ def whose(subject: str) -> tuple[Owner, TaskId | None] | None:
     if (task := task_of_subject(subject)) is not None:
         return task
     words = subject.split(".")
-    return (Owner(words[1]), None) if len(words) == 3 and words[0] == "sessions" else None
+    return (Owner(words[1]), None) if len(words) > 2 and words[0] == "sessions" else None
