@@ -36,6 +36,7 @@ from app.problems import MEDIA_TYPE, encode, problem_of
 from app.settings import HttpSettings, LogSettings
 from app.tasks import Tasks
 from app.views import Lists
+from eventstore.checkpointing import Signer
 from eventstore.connection import Connection
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
@@ -188,6 +189,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "streams": given(rooms.streams),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),
+            "signer": given(Signer(rooms.connection)),
         },
         middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
         exception_handlers={Exception: on_error},

@@ -14,9 +14,6 @@ from cryptography.hazmat.primitives.serialization import (
 from eventstore.lock import write_privately
 from projections.proof import BadKey
 
-FILE = "audit-key.pem"
-"""Where it is in a data directory."""
-
 
 def audit_key(path: Path) -> Ed25519PrivateKey:
     """The file's key; a new one where there is no file. (`openssl genpkey -algorithm ed25519` makes such files, too.)

@@ -23,6 +23,7 @@ from app.agents.catalogue import Catalogue, UnknownAgent
 from app.child import COULD_NOT_TRY, ChildGaveUp, die_with_supervisor
 from app.logs import configure_logs
 from app.options import (
+    AUDIT,
     GIVEN_NATS,
     LEASE,
     LISTEN,
@@ -37,6 +38,7 @@ from app.options import (
     WORKING,
     agent_settings,
     as_environment,
+    audit_settings,
     http_settings,
     log_settings,
     without_token,
@@ -100,7 +102,9 @@ def tasktrail() -> None:
     """
 
 
-@tasktrail.command(params=[*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *WEB, *WORKING, LEASE, SWEEP, LOG_LEVEL])
+@tasktrail.command(
+    params=[*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *WORKING, LEASE, SWEEP, LOG_LEVEL]
+)
 @click.pass_context
 def serve(
     context: click.Context,
@@ -111,6 +115,7 @@ def serve(
     log_level: str,
     nats_url: str | None,
     views_url: str | None,
+    audit_key: Path | None,
     **others: object,
 ) -> None:
     """Start everything on this machine.
@@ -133,6 +138,7 @@ def serve(
         environment=without_token(environment),
         nats=log_settings(context.params).nats if nats_url else None,
         views_url=views_url,
+        audit_key=audit_key,
         token=token,
         replicas=replicas,
         worker_processes=worker_processes,
@@ -177,9 +183,9 @@ def worker(worker_id: str | None, **given: object) -> None:
         run(until_told(run_worker(log_settings(given), agents, worker_settings(given), worker_id)))
 
 
-@tasktrail.command(params=[GIVEN_NATS, *LOG, VIEWS, *OFFER, LEASE, SWEEP, LOG_LEVEL])
+@tasktrail.command(params=[GIVEN_NATS, *LOG, VIEWS, *AUDIT, *OFFER, LEASE, SWEEP, LOG_LEVEL])
 def projector(views_url: str | None, **given: object) -> None:
-    """Hand out the work and carry the views that lists are read from, on a shared NATS.
+    """Hand out the work, carry the views that lists are read from, and sign checkpoints of the log, on a shared NATS.
 
     One is needed; of several one leads in each, and the others stand by.
     """
@@ -191,7 +197,9 @@ def projector(views_url: str | None, **given: object) -> None:
         settings = agent_settings(given)
         agents = catalogue(settings)
         limits = {name: agents.limit(name) for name in agents.names}
-        run(until_told(run_projector(log_settings(given), settings, worker_settings(given), limits, views_url)))
+        work = worker_settings(given)
+        signing = audit_settings(given)
+        run(until_told(run_projector(log_settings(given), settings, work, limits, views_url, signing)))
 
 
 async def answer(

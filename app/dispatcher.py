@@ -9,10 +9,12 @@ from typing import assert_never
 
 import structlog
 
+from app.audit_key import audit_key
+from app.checkpoints import carry_checkpoints
 from app.commands import QueueTask, TimeOutTask
 from app.decide import Rejected
 from app.metrics import Metrics
-from app.settings import AgentSettings, LogSettings, WorkerSettings
+from app.settings import AgentSettings, AuditSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Tasks
 from app.views import carry_views
 from eventstore import codec
@@ -287,22 +289,30 @@ async def run_projector(
     worker: WorkerSettings,
     limits: dict[str, int] | None = None,
     views_url: str | None = None,
+    signing: AuditSettings | None = None,
 ) -> None:
-    """Carry the projections (the dispatcher, and the views where they have a database) until cancelled.
+    """Carry the projections until cancelled: the dispatcher, the views where they have a database, the checkpoints
+    where they have a key.
 
-    Raises LogUnavailable, ServerTooOld at the start.
+    Raises LogUnavailable, ServerTooOld, BadKey at the start.
     """
+    key = None if signing is None or signing.key is None else audit_key(signing.key)
     async with open_dispatcher(log_settings, agents, worker, limits or {}) as (dispatcher, election):
-        carrying = None if views_url is None else asyncio.ensure_future(carry_views(log_settings, views_url))
+        carrying: list[asyncio.Task[None]] = []
+        if views_url is not None:
+            carrying.append(asyncio.create_task(carry_views(log_settings, views_url)))
+        if key is not None and signing is not None:
+            carrying.append(asyncio.create_task(carry_checkpoints(log_settings, key, signing.every_s)))
         try:
             while True:
                 await election.campaign()
                 await until_first(dispatcher.lead(), election.deposed())
                 log.warning("dispatcher.deposed")
         finally:
-            if carrying is not None:
-                carrying.cancel()
-                await asyncio.wait({carrying})
+            for one in carrying:
+                one.cancel()
+            if carrying:
+                await asyncio.wait(carrying)
 
 
 async def until_first(*works: Coroutine[object, object, None]) -> None:

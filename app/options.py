@@ -11,13 +11,13 @@ import click
 import msgspec
 
 from app.local import DEFAULT_DIRECTORY
-from app.settings import AgentSettings, HttpSettings, LogSettings, WorkerSettings
+from app.settings import AgentSettings, AuditSettings, HttpSettings, LogSettings, WorkerSettings
 from eventstore.connection import NatsAddress, hidden
 
 Value = TypeVar("Value")
 Check = Callable[[click.Context, click.Parameter, Value | None], Value | None]
 
-HTTP, AGENTS, WORK = HttpSettings(), AgentSettings(), WorkerSettings()
+HTTP, AGENTS, WORK, SIGNING = HttpSettings(), AgentSettings(), WorkerSettings(), AuditSettings()
 TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 MANY = click.IntRange(min=1)
@@ -116,6 +116,20 @@ LOG = (
         "The log's room; nearly full, it takes no new tasks. -1: all of the disk's.",
         click.IntRange(min=-1),
         default=-1,
+    ),
+)
+AUDIT = (
+    option(
+        "--audit-key",
+        "The file of the Ed25519 key that signs checkpoints of the log; made where there is none. "
+        "[default: none, and no checkpoints; `serve`: `audit-key.pem` in the data directory]",
+        click.Path(dir_okay=False, path_type=Path),
+    ),
+    option(
+        "--checkpoint-every-s",
+        "Seconds after which what is new in the log is signed.",
+        SOME_SECONDS,
+        default=SIGNING.every_s,
     ),
 )
 LISTEN = (
@@ -231,6 +245,11 @@ def agent_settings(given: Mapping[str, object]) -> AgentSettings:
         "crashes": given.get("simulated_crashes", "on") == "on",
     }
     return msgspec.convert(wanted, AgentSettings)
+
+
+def audit_settings(given: Mapping[str, object]) -> AuditSettings:
+    """From a command's parameters."""
+    return msgspec.convert({"key": given["audit_key"], "every_s": given["checkpoint_every_s"]}, AuditSettings)
 
 
 def worker_settings(given: Mapping[str, object]) -> WorkerSettings:

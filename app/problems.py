@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
+from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
 from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
 from projections.database import BadCursor as BadPageCursor
@@ -66,6 +67,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     TooLarge: (413, "too_large", "Too large"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
+    NobodySigns: (503, "nobody_signs", "Nobody here signs checkpoints"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
     LogError: (503, "log_unavailable", "The log can't be reached"),
     ViewsUnavailable: (503, "views_unavailable", "Lists can't be read now"),

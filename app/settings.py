@@ -40,6 +40,13 @@ class LogSettings(Struct, frozen=True, kw_only=True):
     max_bytes: int = -1
 
 
+class AuditSettings(Struct, frozen=True, kw_only=True):
+    """Who signs what the log holds: the file of the key (None: nobody), and how often at most, in seconds."""
+
+    key: Path | None = None
+    every_s: float = 300.0
+
+
 class AgentSettings(Struct, frozen=True, kw_only=True):
     """The agents on offer."""
 

@@ -36,6 +36,8 @@ GRACE_S = 10.0
 READY_WITHIN_S = 60.0
 BACKLOG = 2048
 OWNER = Owner("dev")
+AUDIT_KEY_FILE = "audit-key.pem"
+"""Where the key that signs checkpoints is, in the data directory, unless another file is named."""
 VIEWS_FILE = "views.sqlite"
 """Where the views are, in the data directory, unless another database is named."""
 
@@ -54,13 +56,14 @@ class NeverReady(ServeError):
 
 class Site(Struct, frozen=True, kw_only=True):
     """What one `serve` is told. `environment` is its children's; `nats` is None where we start one of our own;
-    `views_url` is None where the views are in the data directory."""
+    `views_url` is None where the views are in the data directory, `audit_key` where the key is."""
 
     data_dir: Path
     http: HttpSettings
     environment: dict[str, str]
     nats: NatsAddress | None = None
     views_url: str | None = None
+    audit_key: Path | None = None
     token: str | None = None
     replicas: int = 1
     worker_processes: int = 1
@@ -116,7 +119,8 @@ async def _run(site: Site, announce: Callable[[Ready], None], house: AsyncExitSt
     certificate = site.http.ssl_certfile and site.http.ssl_certfile.resolve()
     ready = Ready(url=_url(listening, site.http), token=token, data_dir=lock.directory, certificate=certificate)
     views_url = site.views_url or file_url(lock.directory / VIEWS_FILE)
-    children = _children(site, connection, nats, views_url, listening)
+    key = site.audit_key or lock.directory / AUDIT_KEY_FILE
+    children = _children(site, connection, nats, views_url, key, listening)
     house.push_async_callback(_stop, children, listening, lock.directory, token, hurry)
     is_ready = asyncio.Event()
     try:
@@ -148,10 +152,11 @@ async def _stop(
 
 
 def _children(
-    site: Site, connection: Connection, nats: NatsAddress, views_url: str, listening: socket.socket
+    site: Site, connection: Connection, nats: NatsAddress, views_url: str, key: Path, listening: socket.socket
 ) -> list[Child]:
     # Agents run in a worker, and have no business with the views: it is not told their address, password and all.
-    plain = {name: value for name, value in site.environment.items() if name != "TASKTRAIL_VIEWS_URL"}
+    kept = ("TASKTRAIL_VIEWS_URL", "TASKTRAIL_AUDIT_KEY")
+    plain = {name: value for name, value in site.environment.items() if name not in kept}
     plain["TASKTRAIL_NATS_URL"] = nats.url
     environment = plain | {"TASKTRAIL_VIEWS_URL": views_url}
     descriptor = listening.fileno()
@@ -163,7 +168,8 @@ def _children(
             log.warning("serve.loss_not_announced", worker=worker, reason=str(error))
 
     api = Child("api", ["api", "--fd", str(descriptor)], environment, inherits=(descriptor,))
-    projector = Child("projector", ["projector"], environment)
+    signing = environment | {"TASKTRAIL_AUDIT_KEY": str(key.absolute())}
+    projector = Child("projector", ["projector"], signing)
     numbers = range(1, site.worker_processes + 1)
     workers = [Child(f"worker-{number}", ["worker"], plain, on_death=on_death) for number in numbers]
     return [api, projector, *workers]

@@ -7,6 +7,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
 
 from eventstore.connection import Connection
 from eventstore.log import LogError, LogUnavailable
@@ -16,6 +17,10 @@ log = structlog.stdlib.get_logger()
 SUBJECT = "checkpoint"
 ANSWER_WITHIN_S = 30.0
 """A part of the log that was never signed is read first."""
+
+
+class NobodySigns(LogUnavailable):
+    """No process that has a key for checkpoints is there."""
 
 
 class Signed(Struct, frozen=True, kw_only=True):
@@ -52,9 +57,21 @@ async def answering(connection: Connection, write: Callable[[], Awaitable[Signed
         await connection.unsubscribe(listening)
 
 
-async def request_checkpoint(connection: Connection) -> Signed:
-    """Have all that is in the log signed now. Raises LogUnavailable, also where nobody here signs."""
-    answer = msgspec.json.decode((await connection.request(SUBJECT, timeout_s=ANSWER_WITHIN_S)).data, type=_Answer)
-    if answer.signed is None:
-        raise LogUnavailable(f"no checkpoint was written: {answer.error}")
-    return answer.signed
+class Signer:
+    """Whoever carries the checkpoints of this deployment, to be asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def sign(self) -> Signed:
+        """Have all that is in the log signed now. Raises LogUnavailable, NobodySigns."""
+        try:
+            said = await self._connection.request(SUBJECT, timeout_s=ANSWER_WITHIN_S)
+        except LogUnavailable as error:
+            if isinstance(error.__cause__, NoRespondersError):
+                raise NobodySigns("no projector of this deployment has a key (--audit-key)") from error
+            raise
+        answer = msgspec.json.decode(said.data, type=_Answer)
+        if answer.signed is None:
+            raise LogUnavailable(f"no checkpoint was written: {answer.error}")
+        return answer.signed

@@ -39,6 +39,15 @@ class MemoryBlobs:
         """The bytes; None: none by this name."""
         return self._contents.get(name)
 
+    @property
+    def names(self) -> list[str]:
+        """Of all that are here."""
+        return list(self._contents)
+
+    def forget(self, name: str) -> None:
+        """As if it had never been stored."""
+        self._contents.pop(name, None)
+
 
 class MemoryTail:
     """A tail that is always there; its deliveries go through the event loop, as those of a server do."""
@@ -125,19 +134,26 @@ class MemoryReplay:
     async def take(self, at_most: int, *, within_s: float, linger_s: float = 0.0) -> list[Arrival]:
         """The next ones in order."""
         taken = self._next(at_most)
-        for wait_s in (within_s, linger_s):
-            if len(taken) >= at_most or (not taken and wait_s is linger_s):
-                break
-            self.grown.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self.grown.wait()
-            taken += self._next(at_most - len(taken))
+        if not taken:
+            taken = await self._after_growth(1, at_most, within_s)
+        if taken and linger_s:
+            taken += await self._after_growth(at_most - len(taken), at_most - len(taken), linger_s)
         return taken
 
     async def close(self) -> None:
         """Follow no more."""
         self._memory.replays.discard(self)
+
+    async def _after_growth(self, wanted: int, at_most: int, wait_s: float) -> list[Arrival]:
+        """What came until there were as many as wanted, or the time was over."""
+        taken: list[Arrival] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while len(taken) < wanted:
+                    self.grown.clear()
+                    await self.grown.wait()
+                    taken += self._next(at_most - len(taken))
+        return taken
 
     def _next(self, at_most: int) -> list[Arrival]:
         taken: list[Arrival] = []

@@ -35,11 +35,11 @@ class Fault(Struct, frozen=True, kw_only=True):
         return f"record {self.sequence}{task}: {self.what}"
 
 
-class _Fact(Struct):
+class _Fact(Struct, frozen=True):
     type: str = ""
 
 
-class _Head(Struct):
+class _Head(Struct, frozen=True):
     """What of a record is looked at."""
 
     version: int
@@ -199,13 +199,14 @@ class Verification:
             self._say(*where, "its signature is wrong")
         elif self._keys and said.key not in self._keys:
             self._say(*where, f"it is signed by {said.key}, which is none of the keys given")
-        elif said.after != self._covered or not said.after <= said.sequence < arrival.sequence:
+        elif said.after != self._covered or said.sequence < said.after:
             self._say(*where, f"it covers {said.after + 1} to {said.sequence}, where {self._covered + 1} was to come")
         else:
             return True
         return False
 
     def _judge(self, arrival: Arrival, said: Checkpoint, leaves: bytes | None) -> None:
+        self._leaves.skip_to(said.sequence)
         ours = self._leaves.up_to(said.sequence)
         if hashlib.sha256(ours).hexdigest() != said.digest:
             self._compare(arrival, said, ours, leaves)

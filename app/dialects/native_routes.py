@@ -33,6 +33,7 @@ from app.dialects.native import (
     task_id_of,
     to_command,
 )
+from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, tasks_options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
@@ -237,7 +238,7 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 def routes() -> Router:
     """All of them."""
     handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
-    handlers += [resume_task, send_message, review_task, list_agents, get_asyncapi, get_facts_schema]
+    handlers += [resume_task, send_message, review_task, list_agents, sign_checkpoint, get_asyncapi, get_facts_schema]
     return Router(path="/", route_handlers=handlers)
 
 
