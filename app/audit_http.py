@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 
@@ -89,7 +89,7 @@ class HttpSource:
             await asyncio.sleep(patience.delay_s(why, at_least_s))
 
     @asynccontextmanager
-    async def _stream(self, after: int) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, after: int) -> AsyncGenerator[httpx.Response]:
         timeout = httpx.Timeout(ANSWER_WITHIN_S, read=SILENT_FOR_S)
         headers = {"Accept": NDJSON}
         async with self._http.stream(
@@ -127,7 +127,7 @@ class HttpSource:
 
 
 @asynccontextmanager
-async def open_http(address: Where, retry_for_s: float | None) -> AsyncIterator[HttpSource]:
+async def open_http(address: Where, retry_for_s: float | None) -> AsyncGenerator[HttpSource]:
     """A source that knows what it is shown. Raises ClientError."""
     trust = trust_in(address)
     async with httpx.AsyncClient(

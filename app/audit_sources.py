@@ -9,13 +9,13 @@ from msgspec import Struct
 
 from app.asking import NATS, SERVICE, Asking
 from app.audit_http import open_http
-from app.audit_key import FILE as KEY_FILE
 from app.audit_key import audit_key
 from app.checkpoints import Checkpoints
 from app.client import local_in, where
 from app.local import read_local
 from app.logs import configure_logs
 from app.replies import NoAddress, NotTried
+from app.supervisor import AUDIT_KEY_FILE
 from app.token_commands import replicas_of
 from eventstore.checkpointing import Signed, Signer
 from eventstore.connection import Connection, NatsAddress, hidden
@@ -63,7 +63,7 @@ class AuditCommand(Asking):
 
     def ask(self, ctx: click.Context) -> object:
         """Put the options together first."""
-        given = {option.name: ctx.params.pop(option.name) for option in self.where if option.name is not None}
+        given = {option.name: ctx.params.pop(option.name) for option in self.where}
         url = given.get("nats_url")
         nats = None if url is None else NatsAddress(url=url, creds=given["nats_creds"], ca=given["nats_ca"])
         if sum(one is not None for one in (given.get("url"), url, given.get("file"))) > 1:
@@ -170,7 +170,7 @@ async def _stopped(stack: AsyncExitStack, lock: Lock, *, make: bool) -> Opened:
     connection = await Connection.open(server.address, "tasktrail-audit")
     stack.push_async_callback(connection.close)
     log = await _log(stack, connection, make=make)
-    key = lock.directory / KEY_FILE
+    key = lock.directory / AUDIT_KEY_FILE
 
     async def sign() -> Signed:
         checkpoints = Checkpoints(log, audit_key(key))

@@ -128,7 +128,9 @@ async def _rebuild(nats: NatsAddress, views_url: str, show: Show) -> int:
         database = Database.open(views_url)
         try:
             generation = await Generation.fresh(database)
-            projector = Projector(event_log, database, generation=generation, on_progress=lambda at: show(at.position, at.end))
+            projector = Projector(
+                event_log, database, generation=generation, on_progress=lambda at: show(at.position, at.end)
+            )
             try:
                 return await projector.run_to_end()
             finally:

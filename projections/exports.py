@@ -69,11 +69,11 @@ class Form(Struct, frozen=True):
     header: bytes = b""
 
 
-class _Files(Struct):
+class _Files(Struct, frozen=True):
     files: tuple[FileReference, ...] = ()
 
 
-class _Head(Struct):
+class _Head(Struct, frozen=True):
     at: Time | None = None
     blob: BlobReference | None = None
     fact: _Files = _Files()
@@ -140,27 +140,28 @@ def kept_in(path: Path, begins: bytes, sequence_of: Callable[[bytes], int | None
     return None
 
 
-async def begun(path: Path, form: Form, source: Source) -> int:
-    """Make the file ready to be written on, cut to where it is whole; the sequence after which it goes on.
-
-    Raises NotContinued where it is not of this log, or was to hold something else."""
+def begun(path: Path, form: Form) -> Kept:
+    """Begin the file, or find what is whole of it. Raises NotContinued where it was to hold something else."""
     kept = kept_in(path, form.begins, form.sequence_of)
     if kept is None:
         path.write_bytes(form.header)
-        return 0
+        return Kept(0, form.header, len(form.header))
     if form.header:
         with path.open("rb") as file:
             there, wanted = header_of(file.readline()), header_of(form.header)
         if (there.selection, there.whole) != (wanted.selection, wanted.whole):
-            raise NotContinued(f"{path} is an export of something else: {there.selection}")
-    if kept.sequence:
-        async with aclosing(source.arrivals(kept.sequence - 1, kept.sequence)) as batches:
-            found = [arrival async for batch in batches for arrival in batch]
-        if not found or form.written(found[0]) != kept.line:
-            raise NotContinued(f"{path} is an export of another log: record {kept.sequence} is another there")
-    with path.open("r+b") as file:
-        file.truncate(kept.size)
-    return kept.sequence
+            raise NotContinued(f"{path} is there already, and is an export of something else")
+    return kept
+
+
+async def check_continued(kept: Kept, form: Form, source: Source) -> None:
+    """Raises NotContinued where what a file holds is not of this log."""
+    if not kept.sequence:
+        return
+    async with aclosing(source.arrivals(kept.sequence - 1, kept.sequence)) as batches:
+        found = [arrival async for batch in batches for arrival in batch]
+    if not found or form.written(found[0]) != kept.line:
+        raise NotContinued(f"the file is an export of another log: this one's record {kept.sequence} is another")
 
 
 async def export(

@@ -53,10 +53,15 @@ class ExportFile:
         """Whether what came first was left out."""
         return self.header.selection.after > 0 or self.header.selection.since is not None
 
-    async def end(self) -> int:
+    @property
+    def last(self) -> int:
         """The last record's sequence."""
         kept = kept_in(self.path, HEADER, _sequence_or_none)
         return 0 if kept is None else kept.sequence
+
+    async def end(self) -> int:
+        """The last record's sequence."""
+        return self.last
 
     async def arrivals(self, after: int, up_to: int) -> AsyncGenerator[list[Arrival]]:
         """The records after a sequence as they stand there, to the file's end, which does not move: one that is out of
@@ -93,9 +98,8 @@ class ExportFile:
         while count < BATCH and size < BATCH_BYTES and (line := file.readline()):
             size += len(line)
             try:
-                if line.startswith(BLOB):
-                    name, content = blob_of(line)
-                    self._blobs[name] = content
+                if (blob := blob_of(line)) is not None:
+                    self._blobs[blob[0]] = blob[1]
                     continue
                 yield self._arrival(line)
                 count += 1
@@ -144,10 +148,27 @@ def is_subject(subject: str) -> bool:
     return len(words) == 3 and words[0] == "sessions" and all(map(WORD.fullmatch, words[1:]))
 
 
+def last_checkpoint_in(path: Path) -> Arrival:
+    """The last checkpoint of an export, or of a line of one that somebody kept. Raises BadLine where there is none."""
+    last = None
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if b'"subject":"%b"' % CHECKPOINTS.encode() in line[:200]:
+                    last = line
+    except OSError as error:
+        raise BadLine(f"{path} can't be read: {error.strerror}") from error
+    if last is None:
+        raise BadLine(f"{path} holds no checkpoint")
+    return arrival_of(last)
+
+
 async def faults_in(file: ExportFile, on_progress: Callable[[int, int], None]) -> Verification:
     """What is wrong with an export that is to be imported. Raises BadLine, CantImport."""
     if not file.whole:
-        raise CantImport(f"{file.path} is no whole export: only all of a log, from its first record on, can be imported")
+        raise CantImport(
+            f"{file.path} is no whole export: only all of a log, from its first record on, can be imported"
+        )
     verification = Verification(whole=True)
     await verify(file, verification, on_progress)
     return verification
@@ -190,4 +211,3 @@ async def _held(file: ExportFile, log: JetStreamLog, end: int, *, imported: bool
                     how = "came by an import that does not dispatch" if there.imported else "was not imported"
                     raise CantImport(f"the log is not empty: its record {there.sequence} {how}")
     return held
-

@@ -1,11 +1,15 @@
 """An export as a Parquet file: a row for each record, a row group at a time. The only room that knows pyarrow."""
 
+# pyarrow publishes no types; what is taken from it does not leave this room.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]  # it has none
-import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]  # it has none
+import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Struct
 
 from eventstore.events import Time
@@ -39,11 +43,11 @@ SCHEMA = pa.schema(
 )
 
 
-class _Fact(Struct):
+class _Fact(Struct, frozen=True):
     type: str | None = None
 
 
-class _Stamp(Struct):
+class _Stamp(Struct, frozen=True):
     """What of a record is a column of its own; what can't be read has none of it."""
 
     version: int | None = None
@@ -59,15 +63,18 @@ class _Stamp(Struct):
 _stamp = msgspec.json.Decoder(_Stamp)
 
 
-async def to_parquet(file: ExportFile, path: Path, on_progress: Callable[[int, int], None]) -> int:
-    """Write it anew; how many rows."""
-    end = await file.end()
-    count = 0
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+def to_parquet(export: Path, path: Path, on_progress: Callable[[int, int], None]) -> int:
+    """Write the table, and then remove the export; how many rows. Raises LogError, OSError."""
+    file = ExportFile.open(export)
+    end, count = file.last, 0
+    unfinished = path.with_name(f"{path.name}.new")
+    with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
         for rows in _groups(file):
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
             count += len(rows)
             on_progress(msgspec.convert(rows[-1]["sequence"], int), end)
+    unfinished.replace(path)
+    export.unlink()
     return count
 
 

@@ -83,13 +83,14 @@ async def verify(
     async with aclosing(source.arrivals(0, end)) as batches:
         async for batch in batches:
             for arrival in batch:
-                if task is None or arrival.subject == CHECKPOINTS or _is_of(task, arrival.subject):
+                if task is None or arrival.subject == CHECKPOINTS or is_of(task, arrival.subject):
                     await _show(source, verification, arrival)
             on_progress(batch[-1].sequence, end)
     verification.finish(end)
 
 
-def _is_of(task: TaskId, subject: str) -> bool:
+def is_of(task: TaskId, subject: str) -> bool:
+    """Whether a subject is that of this task, whoever owns it."""
     about = task_of_subject(subject)
     return about is not None and about[1] == task
 

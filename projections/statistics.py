@@ -1,7 +1,7 @@
 """Counts what happened: tasks and facts by day, by agent, by outcome, how long it took and what it cost. Pure.
 
-A fact counts on its day, a task on the day it was created, its outcome and its length on the day it ended. What ended is
-forgotten, and lengths are counted in steps of 2 %: it stays small however long the log is.
+A fact counts on its day, a task on the day it was created, its outcome and its length on the day it ended. What ended
+is forgotten, and lengths are counted in steps of 2 %: it stays small however long the log is.
 """
 
 import math
@@ -113,7 +113,7 @@ class Lengths:
         return None
 
 
-class _Fact(Struct):
+class _Fact(Struct, frozen=True):
     type: str = ""
     agent: str = ""
     usage: Usage | None = None
