@@ -9,27 +9,29 @@ from typing import get_args
 import msgspec
 
 from app import __version__
-from eventstore.events import Fact, Record, SessionFact, SessionRecord, TaskFact, UnknownFact
-from eventstore.log import PARTITIONS
+from eventstore.events import Checkpoint, Fact, LogRecord, Record, SessionFact, SessionRecord, TaskFact, UnknownFact
+from eventstore.log import CHECKPOINTS, PARTITIONS
 
 Schema = dict[str, object]
 
 TASK_FACTS: tuple[type[Fact], ...] = get_args(TaskFact)
 SESSION_FACTS: tuple[type[Fact], ...] = get_args(SessionFact)
+LOG_FACTS: tuple[type[Fact], ...] = (Checkpoint,)
+RECORDS = (Record, SessionRecord, LogRecord)
 A_LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
 """One that ends no paragraph: a docstring's lines are as long as the code's."""
 
 
 @cache
 def facts_schema() -> bytes:
-    """JSON Schema (2020-12) of a record as stored: of a task, or of a session; its fact in it."""
+    """JSON Schema (2020-12) of a record as stored: of a task, of a session, of the log itself; its fact in it."""
     return _written(
         {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "$id": "urn:tasktrail:facts",
             "title": "Tasktrail records",
             "description": "A record of the log as stored: `data:` of a stream, a message's payload in NATS.",
-            "anyOf": [{"$ref": "#/$defs/Record"}, {"$ref": "#/$defs/SessionRecord"}],
+            "anyOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in RECORDS],
             "$defs": _definitions("#/$defs/"),
         }
     )
@@ -56,6 +58,7 @@ def asyncapi() -> bytes:
                 "messages": {
                     **{_tag(fact): _message(fact, "Record") for fact in TASK_FACTS},
                     **{_tag(fact): _message(fact, "SessionRecord") for fact in SESSION_FACTS},
+                    **{_tag(fact): _message(fact, "LogRecord") for fact in LOG_FACTS},
                     "reset": RESET,
                 },
                 "securitySchemes": SECURITY,
@@ -131,6 +134,11 @@ OPERATIONS: Schema = {
         "title": "Append to a task's history",
         "channel": {"$ref": "#/channels/taskLog"},
     },
+    "sign": {
+        "action": "send",
+        "title": "Sign what the log holds",
+        "channel": {"$ref": "#/channels/checkpoints"},
+    },
     "appendToSession": {
         "action": "send",
         "title": "Append to a session's history",
@@ -146,7 +154,7 @@ TASK: Schema = {"description": "`task_` and a UUID"}
 
 
 def _channels() -> Schema:
-    task, session = (_references(facts) for facts in (TASK_FACTS, SESSION_FACTS))
+    task, session, of_log = (_references(facts) for facts in (TASK_FACTS, SESSION_FACTS, LOG_FACTS))
     reset: Schema = {"reset": {"$ref": "#/components/messages/reset"}}
     return {
         "taskEvents": {
@@ -162,7 +170,7 @@ def _channels() -> Schema:
             "title": "The audit feed",
             "description": f"{SSE}Scope `audit`: one's own part of the log; with `audit:all`, all of it.",
             "servers": [{"$ref": "#/servers/http"}],
-            "messages": task | session | reset,
+            "messages": task | session | of_log | reset,
         },
         "taskLog": {
             "address": "tasks.{partition}.{owner}.{task_id}",
@@ -179,6 +187,13 @@ def _channels() -> Schema:
             "servers": [{"$ref": "#/servers/nats"}],
             "parameters": {"owner": OWNER, "session_id": {"description": "the session"}},
             "messages": session,
+        },
+        "checkpoints": {
+            "address": CHECKPOINTS,
+            "title": "The signed checkpoints in the log",
+            "description": "What the log held up to a sequence, signed.",
+            "servers": [{"$ref": "#/servers/nats"}],
+            "messages": of_log,
         },
     }
 
@@ -205,14 +220,14 @@ def _message(fact: type[Fact], record: str) -> Schema:
 
 def _definitions(prefix: str) -> Schema:
     """The records and all that they are made of, by name; references begin with `prefix`."""
-    _, found = msgspec.json.schema_components([Record, SessionRecord], ref_template=f"{prefix}{{name}}")
+    _, found = msgspec.json.schema_components(RECORDS, ref_template=f"{prefix}{{name}}")
     found[UnknownFact.__name__] = _unknown(str(found[UnknownFact.__name__]["description"]))
     return {name: _plain(schema) for name, schema in found.items()}
 
 
 def _unknown(description: str) -> Schema:
     """In the log an unknown fact is no struct of ours, but whatever a newer release wrote."""
-    known = [_tag(fact) for fact in (*TASK_FACTS, *SESSION_FACTS)]
+    known = [_tag(fact) for fact in (*TASK_FACTS, *SESSION_FACTS, *LOG_FACTS)]
     return {
         "title": UnknownFact.__name__,
         "description": description,

@@ -181,9 +181,8 @@ def test_every_problem_is_told_with_its_status() -> None:
 def test_every_fact_is_told_with_all_its_fields() -> None:
     page = read("reference/facts.md")
     sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", page, re.M | re.S))
-    facts = {
-        str(fact.__struct_config__.tag): fact for fact in (*get_args(events.TaskFact), *get_args(events.SessionFact))
-    }
+    kinds = (*get_args(events.TaskFact), *get_args(events.SessionFact), events.Checkpoint)
+    facts = {str(fact.__struct_config__.tag): fact for fact in kinds}
     assert sections.keys() == facts.keys()
     for tag, fact in facts.items():
         assert {fact.__name__, *fact.__struct_fields__} <= quoted(sections[tag]), tag

@@ -124,9 +124,10 @@ def test_what_can_be_followed_is_there_with_all_its_messages() -> None:
     task, session = ({str(fact.__struct_config__.tag) for fact in get_args(kind)} for kind in (TaskFact, SessionFact))
     assert {address: set(channel["messages"]) for address, channel in channels.items()} == {
         "/tasks/{task_id}/events": task | {"reset"},
-        "/events": task | session | {"reset"},
+        "/events": task | session | {"log.checkpoint", "reset"},
         "tasks.{partition}.{owner}.{task_id}": task,
         "sessions.{owner}.{session_id}": session,
+        "checkpoints": {"log.checkpoint"},
     }
     for address, channel in channels.items():
         assert set(re.findall(r"{(\w+)}", str(address))) == set(channel.get("parameters", {}))

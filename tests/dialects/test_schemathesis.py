@@ -7,8 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from app.checkpoints import Checkpoints
 from app.commands import CancelTask
+from eventstore.checkpointing import answering
 from eventstore.connection import NatsAddress
 from tests.api import Api, running
 from tests.dialects.lists import carried, until_listed
@@ -24,6 +27,7 @@ OPERATIONS = {
     "GET /tasks/{task_id}",
     "GET /tasks/{task_id}/blobs/{sha256}",
     "GET /tasks/{task_id}/events",
+    "POST /checkpoints",
     "POST /tasks",
     "POST /tasks/{task_id}/cancel",
     "POST /tasks/{task_id}/messages",
@@ -47,11 +51,14 @@ sequences = {{ values = ["1", "2", "3"] }}
 
 @pytest.fixture
 async def listing(nats_address: NatsAddress, tmp_path: Path) -> AsyncGenerator[Api]:
-    """An API that has views, and so lists."""
+    """An API that has views, and so lists; and somebody who signs."""
     views_url = f"sqlite:///{tmp_path / 'views.sqlite'}"
     async with carried(nats_address, views_url), running(nats_address, views_url=views_url) as api:
         await until_listed(api, 0)
-        yield api
+        checkpoints = Checkpoints(api.rooms.tasks.log, Ed25519PrivateKey.generate())
+        async with answering(api.rooms.connection, checkpoints.write):
+            yield api
+        await checkpoints.close()
 
 
 async def described(api: Api) -> set[str]:

@@ -16,9 +16,11 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from eventstore.codec import decode, encode, recorded, unpack
+from eventstore.codec import decode, decode_checkpoint, encode, recorded, unpack
 from eventstore.events import (
+    Checkpoint,
     Fact,
+    LogRecord,
     Record,
     SessionFact,
     SessionRecord,
@@ -34,7 +36,7 @@ from tests.given import OWNER, TASK_ID
 
 FOLDER = Path(__file__).with_name("released")
 RELEASES = sorted(path.name.removesuffix(".ndjson") for path in FOLDER.glob("*[0-9].ndjson"))
-FACTS: tuple[type[Fact], ...] = (*get_args(TaskFact), *get_args(SessionFact))
+FACTS: tuple[type[Fact], ...] = (*get_args(TaskFact), *get_args(SessionFact), Checkpoint)
 BLOB = b'{"result":"a result that was too large to be here"}'
 
 
@@ -47,7 +49,9 @@ MEANINGS = [line for release in RELEASES for line in lines_of(f"{release}.meanin
 IDS = [json.loads(line)["record_id"] for line in LINES]
 
 
-def read(line: bytes) -> Record | SessionRecord:
+def read(line: bytes) -> Record | SessionRecord | LogRecord:
+    if b'"type":"log.' in line:
+        return decode_checkpoint(line)
     if b'"type":"session.' in line:
         return msgspec.json.decode(line, type=SessionRecord)
     return decode(line)
