@@ -203,8 +203,7 @@ def _signatures(verified: Verified) -> list[str]:
         return ["nothing is signed here: that the end of a task, or a whole task, is missing can't be seen"]
     trust = "as given" if verified.keys_given else "trusted because the log itself says so; --key says whom you trust"
     lines = [
-        f"signed up to record {verified.signed_up_to:,} by {verified.checkpoints:,} checkpoints, with these keys",
-        f"({trust}):",
+        f"signed up to record {verified.signed_up_to:,}; checkpoints: {verified.checkpoints:,}; keys ({trust}):",
         *(f"  {key}" for key in verified.keys),
     ]
     after = verified.last_sequence - verified.signed_up_to - 1

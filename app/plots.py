@@ -23,6 +23,10 @@ QUIET, LOUD = "#90a4ae", "#37474f"
 MOST = 8
 """Agents, or models, that are told apart; the rest is one."""
 TICKS = 8
+LEAST_DAYS, LEAST_AGENTS = 7, 4
+"""One day alone would be a wall."""
+WIDE = 100
+"""From the shortest to the longest: more does not fit on an even scale."""
 
 
 def draw(figures: Figures, what: str, path: Path) -> None:
@@ -64,12 +68,19 @@ def _lengths(panel: Axes, figures: Figures) -> None:
     panel.set_title("from creation to end, by agent: p50 and p95, seconds")
     ended = sorted((one for one in figures.agents if one.p95_s), key=_slowest, reverse=True)[:MOST]
     places = range(len(ended))
-    panel.barh(places, [one.p95_s or 0 for one in ended], color=QUIET, label="p95")
-    panel.barh(places, [one.p50_s or 0 for one in ended], color=LOUD, label="p50", height=0.4)
+    halves, slows = [one.p50_s or 0.0 for one in ended], [one.p95_s or 0.0 for one in ended]
+    panel.hlines(places, halves, slows, color=QUIET)
+    panel.plot(halves, places, "o", color=LOUD, label="p50")
+    panel.plot(slows, places, "D", color=QUIET, label="p95")
     panel.set_yticks(places, [one.agent for one in ended])
-    panel.invert_yaxis()
-    if ended:
+    panel.set_ylim(max(len(ended), LEAST_AGENTS) - 0.5, -0.5)
+    if not ended:
+        _say_nothing(panel, "nothing ended")
+    elif max(slows) > WIDE * min(halves):
         panel.set_xscale("log")
+    else:
+        panel.set_xlim(0, 1.1 * max(slows))
+    if ended:
         panel.legend(fontsize="small")
 
 
@@ -98,9 +109,16 @@ def _spent(panel: Axes, figures: Figures) -> None:
     _name_days(panel, days)
     if ranked:
         panel.legend(fontsize="small")
+    else:
+        _say_nothing(panel, "nothing was spent")
+
+
+def _say_nothing(panel: Axes, why: str) -> None:
+    panel.text(0.5, 0.5, why, transform=panel.transAxes, ha="center", color=QUIET)
 
 
 def _name_days(panel: Axes, days: Sequence[date]) -> None:
     """Some of the days: all of a year would not fit."""
     every = max(1, -(-len(days) // TICKS))
+    panel.set_xlim(-0.7, max(len(days), LEAST_DAYS) - 0.3)
     panel.set_xticks(range(0, len(days), every), [f"{day:%b %d}" for day in days[::every]])

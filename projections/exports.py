@@ -79,13 +79,15 @@ class _Head(Struct, frozen=True):
     fact: _Files = _Files()
 
 
-class _Sequence(Struct):
-    sequence: int
+class _Event(Struct):
+    """A CloudEvent's `sequence` is a text, with zeros before it."""
+
+    sequence: str
 
 
 _head = msgspec.json.Decoder(_Head)
 _header = msgspec.json.Decoder(Header)
-_sequence = msgspec.json.Decoder(_Sequence, strict=False)
+_event = msgspec.json.Decoder(_Event)
 
 
 def ndjson(version: str, made_at: datetime, source: Source, selection: Selection) -> Form:
@@ -215,6 +217,6 @@ def _sequence_in_ndjson(line: bytes) -> int | None:
 
 def _sequence_in_cloudevents(line: bytes) -> int | None:
     try:
-        return _sequence.decode(line).sequence
-    except msgspec.DecodeError as error:
+        return int(_event.decode(line).sequence)
+    except (msgspec.DecodeError, ValueError) as error:
         raise BadLine(f"not a CloudEvent of ours: {error}") from error
