@@ -96,16 +96,7 @@ class _Watched:
                 yield batch
 
 
-@click.group(name="audit")
-def audit() -> None:
-    """Prove what the log holds, take it elsewhere, count it.
-
-    The log is that of the service on this machine, running or stopped (`--data-dir`), of another one (`--url` and
-    `--token`, which needs scope audit:all to see all of it), or on NATS (`--nats-url`).
-    """
-
-
-@audit.command(cls=ReadingCommand)
+@click.command(cls=ReadingCommand)
 @click.option("--task", "task_id", type=TASK_ID, help="Only this task (and the checkpoints, which cover it).")
 @click.option(
     "--key", "keys", type=KeyType(), multiple=True, metavar="KEY", help="Only this key's signatures count; repeatable."
@@ -212,7 +203,7 @@ def _signatures(verified: Verified) -> list[str]:
     return lines
 
 
-@audit.command(cls=ReadingCommand)
+@click.command(cls=ReadingCommand)
 @click.pass_obj
 def key(place: Place) -> None:
     """Print the public key that signs the log's checkpoints: auditors should have it from you, not from the log.
@@ -250,6 +241,4 @@ def _key_of(arrival: Arrival) -> str:
     return fact.key
 
 
-audit.add_command(export_log)
-audit.add_command(import_log)
-audit.add_command(stats)
+COMMANDS: list[click.Command] = [verify, export_log, import_log, stats, key]
