@@ -91,7 +91,11 @@ async def open_rooms(
         )
         tokens = await Tokens.open(connection, replicas=log_settings.replicas)
         tasks = await Tasks.open(
-            event_log, Metrics("api"), strict_reads=http.reads == "strict", max_attached=http.max_attached
+            event_log,
+            Metrics("api"),
+            None if views_url is None else lists.task,
+            strict_reads=http.reads == "strict",
+            max_attached=http.max_attached,
         )
         try:
             metrics = tasks.metrics

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, Recorded
-from projections.task import INITIAL, Task, evolve
+from projections.task import INITIAL, Task, evolve, follows
 
 RECENT = 128
 RECENT_BYTES = 64 * 1024
@@ -86,7 +86,7 @@ class Attached:
         """Take in a record; one that we have is passed over. False: it does not follow on what we have; read again."""
         if recorded.sequence <= self.task.sequence:
             return True
-        if recorded.record.version != self.task.version + 1 or recorded.record.previous != self.task.sha256:
+        if not follows(recorded, self.task):
             return False
         self.task = evolve(self.task, recorded)
         self._remember(recorded)

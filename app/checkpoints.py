@@ -3,14 +3,13 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import structlog
 import uuid_utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from app.offices import hold_office
 from app.settings import LogSettings
 from eventstore.checkpointing import Signed, answering
 from eventstore.codec import Unreadable, decode_checkpoint
@@ -27,7 +26,6 @@ OFFICE = "checkpoints"
 ACTOR = "checkpoints"
 BATCH = 1_000
 LOOK_S = 0.25
-AGAIN_S = 1.0
 LAST_WITHIN_S = 5.0
 SILENT_S = 10.0
 
@@ -125,57 +123,40 @@ def _fact_of(arrival: Arrival) -> Checkpoint:
     return fact
 
 
-async def carry_checkpoints(log_settings: LogSettings, key: Ed25519PrivateKey, every_s: float) -> None:
-    """Carry them whenever no other projector does, until cancelled, whatever the log does meanwhile."""
-    while True:
-        try:
-            async with _carrier(log_settings) as (connection, election, event_log):
-                while True:
-                    await election.campaign()
-                    await _carry(connection, event_log, election, key, every_s)
-        except LogError as error:
-            log.warning("checkpoint.not_yet", error=str(error))
-        except Exception:
-            # As for the views: a bug of ours here is no reason for the dispatcher, which shares our process, to stop.
-            log.exception("checkpoint.failed")
-        await asyncio.sleep(AGAIN_S)
+class Carrier:
+    """Carries the checkpoints whenever no other projector does."""
 
+    def __init__(self, log_settings: LogSettings, key: Ed25519PrivateKey, every_s: float) -> None:
+        self._log_settings = log_settings
+        self._key = key
+        self._every_s = every_s
+        self._checkpoints: Checkpoints | None = None
 
-@asynccontextmanager
-async def _carrier(log_settings: LogSettings) -> AsyncGenerator[tuple[Connection, Election, JetStreamLog]]:
-    connection = await Connection.open(log_settings.nats, "tasktrail-checkpoints")
-    try:
-        replicas = log_settings.replicas
-        event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
+    @property
+    def unsigned(self) -> int | None:
+        """Records that no checkpoint covers yet; None: another projector signs, or nobody."""
+        return None if self._checkpoints is None else self._checkpoints.unsigned
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await hold_office(self._log_settings, OFFICE, self._carry)
+
+    async def _carry(self, connection: Connection, event_log: JetStreamLog, election: Election) -> None:
+        checkpoints = self._checkpoints = Checkpoints(event_log, self._key)
         try:
-            election = await Election.open(connection, OFFICE, replicas=replicas)
-            try:
-                yield connection, election, event_log
-            finally:
-                await election.close()
+            async with answering(connection, checkpoints.write):
+                due = time.monotonic() + self._every_s
+                while election.leading:
+                    await checkpoints.take_in()
+                    if time.monotonic() >= due:
+                        await checkpoints.write()
+                        due = time.monotonic() + self._every_s
         finally:
-            await event_log.close()
-    finally:
-        await connection.close()
-
-
-async def _carry(
-    connection: Connection, event_log: EventLog, election: Election, key: Ed25519PrivateKey, every_s: float
-) -> None:
-    checkpoints = Checkpoints(event_log, key)
-    try:
-        async with answering(connection, checkpoints.write):
-            due = time.monotonic() + every_s
-            while election.leading:
-                await checkpoints.take_in()
-                if time.monotonic() >= due:
-                    await checkpoints.write()
-                    due = time.monotonic() + every_s
-    finally:
-        # At a clean stop the last words are signed, too.
-        if election.leading:
-            await _last_words(checkpoints)
-        await checkpoints.close()
+            self._checkpoints = None
+            # At a clean stop the last words are signed, too.
+            if election.leading:
+                await _last_words(checkpoints)
+            await checkpoints.close()
 
 
 async def _last_words(checkpoints: Checkpoints) -> None:

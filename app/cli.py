@@ -189,7 +189,7 @@ def projector(views_url: str | None, **given: object) -> None:
 
     One is needed; of several one leads in each, and the others stand by.
     """
-    from app.dispatcher import run_projector
+    from app.projecting import run_projector
 
     configure_logs(str(given["log_level"]), process="projector")
     die_with_supervisor()

@@ -1,34 +1,28 @@
 """Carries out what `projections.dispatch` plans: offers work, holds it, sets and fires timers. One leads at a time."""
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import assert_never
 
 import structlog
 
-from app.audit_key import audit_key
-from app.checkpoints import carry_checkpoints
 from app.commands import QueueTask, TimeOutTask
 from app.decide import Rejected
-from app.metrics import Metrics
-from app.settings import AgentSettings, AuditSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Tasks
-from app.views import carry_views
 from eventstore import codec
 from eventstore.codec import Unreadable
 from eventstore.connection import Connection
-from eventstore.election import Election
-from eventstore.figures import telling
 from eventstore.heartbeats import ask_alive
-from eventstore.jetstream import JetStreamLog
 from eventstore.log import Arrival, BadSubject, LogError
 from eventstore.queue import Queue, WorkItem, on_lost
 from eventstore.timers import DueTimer, Timer, Timers
+from projections.checkpoint import is_of
+from projections.database import ViewsUnavailable
 from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer, Suspect
-from projections.task import Task
+from projections.task import INITIAL, Task
+from projections.views import Views
 
 log = structlog.stdlib.get_logger()
 
@@ -38,6 +32,8 @@ AT_ONCE = 64
 AGAIN_S = 0.2
 TAKE_S = 2.0
 CLEAN_EVERY_S = 3600.0
+VIEWS_WITHIN_S = 10.0
+"""What a term waits for the views before it reads the whole log instead."""
 
 
 class Dispatcher:
@@ -49,6 +45,7 @@ class Dispatcher:
         tasks: Tasks,
         queue: Queue,
         timers: Timers,
+        views: Views | None,
         *,
         limits: dict[str, int],
         default_limit: int,
@@ -58,6 +55,8 @@ class Dispatcher:
         self._tasks = tasks
         self._queue = queue
         self._timers = timers
+        self._views = views
+        self._another = asyncio.Event()
         self._limits = limits
         self._default_limit = default_limit
         self._sweep_s = sweep_s
@@ -72,36 +71,71 @@ class Dispatcher:
         self._show_figures()
 
     async def lead(self) -> None:
-        """Fold the whole log, then act on what comes, until cancelled. Raises LogError where it can't begin."""
-        self._begin_anew()
-        # Anew as well: an action that was cancelled before its first line never gave back its place.
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        """Fold the log, then act on what comes, until cancelled. Raises LogError where it can't begin."""
         heard = await on_lost(self._connection, self._on_lost)
         try:
-            tail = await self._tasks.log.tail(self._on_arrival, self._begin_anew, after=0)
-            try:
-                await tail.catch_up()
-                self._leads = True
-                log.info("dispatcher.leads", tasks=len(self._board), position=tail.position)
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._plan(group))
-                    group.create_task(self._sweep(group))
-                    group.create_task(self._fire())
-                group.create_task(self._clean())
-            finally:
-                self._leads = False
-                await tail.close()
+            while True:
+                await self._lead_one_life()
         finally:
             await self._connection.unsubscribe(heard)
 
+    async def _lead_one_life(self) -> None:
+        """The same, until the log is another one."""
+        self._begin_anew()
+        # Anew as well: an action that was cancelled before its first line never gave back its place.
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        checkpoint = await self._begin_with_views()
+        tail = await self._tasks.log.tail(self._on_arrival, self._on_reset, after=checkpoint)
+        try:
+            await tail.catch_up()
+            self._leads = True
+            tasks, position = len(self._board), tail.position
+            log.info("dispatcher.leads", tasks=tasks, checkpoint=checkpoint, position=position)
+            async with asyncio.TaskGroup() as group:
+                working = [
+                    group.create_task(work)
+                    for work in (self._plan(group), self._sweep(group), self._fire(), self._clean())
+                ]
+                await self._another.wait()
+                for one in working:
+                    one.cancel()
+        finally:
+            self._leads = False
+            await tail.close()
+
+    async def _begin_with_views(self) -> int:
+        """Take over what the views have folded already, if they are of this log: the log is read on from there. Else
+        from its beginning, 0. Raises LogUnavailable."""
+        if self._views is None:
+            return 0
+        board = Board(self._limits, default_limit=self._default_limit)
+        try:
+            async with asyncio.timeout(VIEWS_WITHIN_S):
+                checkpoint = await self._views.living(board.begin_with)
+        except (ViewsUnavailable, TimeoutError) as error:
+            log.info("dispatcher.without_views", why=str(error) or "they are too slow")
+            return 0
+        if not await is_of(self._tasks.log, checkpoint, end=await self._tasks.log.last_sequence()):
+            log.info("dispatcher.without_views", why="they are of another log")
+            return 0
+        self._board = board
+        for task in board:
+            self._count(INITIAL, task)
+        return checkpoint.sequence
+
     def _begin_anew(self) -> None:
+        self._another.clear()
         self._board = Board(self._limits, default_limit=self._default_limit)
         self._live.clear()
         self._wanting.clear()
         self._woken.set()
 
+    def _on_reset(self) -> None:
+        # The tail goes on from where it began, which means nothing in another log: what it brings is passed over.
+        self._another.set()
+
     def _on_arrival(self, arrival: Arrival) -> None:
-        if not arrival.subject.startswith("tasks."):
+        if self._another.is_set() or not arrival.subject.startswith("tasks."):
             return
         try:
             recorded = codec.recorded(arrival)
@@ -248,88 +282,6 @@ class Dispatcher:
         taken = self._board.in_slots()
         waiting = {agent: count - taken.get(agent, 0) for agent, count in self._wanting.items()}
         return _by_agent(waiting) if self._leads else {}
-
-
-@contextlib.asynccontextmanager
-async def open_dispatcher(
-    log_settings: LogSettings, agents: AgentSettings, worker: WorkerSettings, limits: dict[str, int]
-) -> AsyncGenerator[tuple[Dispatcher, Election]]:
-    """Connect, and create the streams that are missing. Raises LogUnavailable, ServerTooOld."""
-    connection = await Connection.open(log_settings.nats, "tasktrail-projector")
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(connection.close)
-        replicas = log_settings.replicas
-        event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
-        stack.push_async_callback(event_log.close)
-        tasks = await Tasks.open(event_log, Metrics("projector"))
-        stack.push_async_callback(tasks.close)
-        lease = timedelta(seconds=worker.lease_s)
-        queue = await Queue.open(connection, lease=lease, replicas=replicas)
-        stack.push_async_callback(queue.close)
-        timers = await Timers.open(connection, replicas=replicas)
-        stack.push_async_callback(timers.close)
-        election = await Election.open(connection, "dispatcher", replicas=replicas)
-        stack.push_async_callback(election.close)
-        dispatcher = Dispatcher(
-            connection,
-            tasks,
-            queue,
-            timers,
-            limits=limits,
-            default_limit=agents.limit,
-            sweep_s=worker.sweep_s,
-        )
-        await stack.enter_async_context(telling(connection, tasks.metrics.instance, dispatcher.told))
-        yield dispatcher, election
-
-
-async def run_projector(
-    log_settings: LogSettings,
-    agents: AgentSettings,
-    worker: WorkerSettings,
-    limits: dict[str, int] | None = None,
-    views_url: str | None = None,
-    signing: AuditSettings | None = None,
-) -> None:
-    """Carry the projections until cancelled: the dispatcher, the views where they have a database, the checkpoints
-    where they have a key.
-
-    Raises LogUnavailable, ServerTooOld, BadKey at the start.
-    """
-    key = None if signing is None or signing.key is None else audit_key(signing.key)
-    async with open_dispatcher(log_settings, agents, worker, limits or {}) as (dispatcher, election):
-        carrying: list[asyncio.Task[None]] = []
-        if views_url is not None:
-            carrying.append(asyncio.create_task(carry_views(log_settings, views_url)))
-        if key is not None and signing is not None:
-            carrying.append(asyncio.create_task(carry_checkpoints(log_settings, key, signing.every_s)))
-        try:
-            while True:
-                await election.campaign()
-                await until_first(dispatcher.lead(), election.deposed())
-                log.warning("dispatcher.deposed")
-        finally:
-            for one in carrying:
-                one.cancel()
-            if carrying:
-                await asyncio.wait(carrying)
-
-
-async def until_first(*works: Coroutine[object, object, None]) -> None:
-    """Run until one of them ends; the rest are cancelled. A LogError is told in the log: it is tried again."""
-    running = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for work in running:
-            work.cancel()
-        for outcome in await asyncio.gather(*running, return_exceptions=True):
-            if isinstance(outcome, LogError):
-                log.warning("dispatcher.log_away", error=str(outcome))
-                await asyncio.sleep(AGAIN_S)
-            elif isinstance(outcome, Exception):
-                log.error("dispatcher.failed", exc_info=outcome)
-                await asyncio.sleep(AGAIN_S)
 
 
 def _by_agent(counts: Mapping[str, int]) -> Mapping[tuple[str, ...], float]:

@@ -15,6 +15,7 @@ from app.attached import MAX_BUFFER, Attached, Reader
 from app.commands import Command, CreateTask
 from app.decide import Rejected, decide
 from app.following import follow
+from app.history import Viewed, read_history, read_up_to
 from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
 from eventstore import codec
@@ -62,9 +63,12 @@ class Done(Struct, frozen=True):
 class Tasks:
     """All tasks, as far as this process attends to them. Build with `open`; `close` waits for appends in flight."""
 
-    def __init__(self, event_log: EventLog, metrics: Metrics, *, strict_reads: bool, max_attached: int) -> None:
+    def __init__(
+        self, event_log: EventLog, metrics: Metrics, viewed: Viewed | None, *, strict_reads: bool, max_attached: int
+    ) -> None:
         self.log = event_log
         self.metrics = metrics
+        self._viewed = viewed
         self._strict_reads = strict_reads
         self._max_attached = max_attached
         self._attached: OrderedDict[str, Attached] = OrderedDict()
@@ -73,10 +77,16 @@ class Tasks:
 
     @classmethod
     async def open(
-        cls, event_log: EventLog, metrics: Metrics, *, strict_reads: bool = False, max_attached: int = 10_000
+        cls,
+        event_log: EventLog,
+        metrics: Metrics,
+        viewed: Viewed | None = None,
+        *,
+        strict_reads: bool = False,
+        max_attached: int = 10_000,
     ) -> "Tasks":
         """Follow the log from now on. `strict_reads`: a poll waits for the leader's last sequence."""
-        tasks = cls(event_log, metrics, strict_reads=strict_reads, max_attached=max_attached)
+        tasks = cls(event_log, metrics, viewed, strict_reads=strict_reads, max_attached=max_attached)
         tasks._tail = await event_log.tail(tasks._on_arrival, tasks._on_reset)
         metrics.watch_log(event_log, tasks._tail, lambda: tasks.attached_count)
         return tasks
@@ -249,8 +259,7 @@ class Tasks:
     async def _fill(self, attached: Attached) -> None:
         """Read the history up to what the leader says is last, fold it, then what the tail brought meanwhile."""
         try:
-            last = await self.log.last(attached.owner, attached.task_id)
-            await self._read_up_to(attached, last)
+            await read_history(self.log, attached, self._viewed)
             buffered, attached.buffer = attached.buffer or [], None
             for arrival in buffered:
                 if not attached.apply(codec.recorded(arrival)):
@@ -262,18 +271,6 @@ class Tasks:
         finally:
             attached.filling = None
 
-    async def _read_up_to(self, attached: Attached, last: int) -> None:
-        until = asyncio.get_running_loop().time() + 5.0
-        while attached.task.sequence < last:
-            more = await self.log.read(attached.owner, attached.task_id, after=attached.task.sequence)
-            if not all(attached.apply(recorded) for recorded in more):
-                raise LogUnavailable(f"{attached.task_id}: its records do not follow on each other")
-            if attached.task.sequence < last:
-                # Direct get may be answered by a replica that is behind the leader.
-                if asyncio.get_running_loop().time() > until:
-                    raise LogUnavailable(f"{attached.task_id}: no replica has record {last}")
-                await asyncio.sleep(0.05)
-
     async def _read_on(self, attached: Attached) -> None:
         """Read what the leader has beyond what we have; void where it does not follow on ours."""
         had = attached.task.sequence
@@ -283,7 +280,7 @@ class Tasks:
             attached.make_void("went_back")
             return
         try:
-            await self._read_up_to(attached, last)
+            await read_up_to(self.log, attached, last)
         except LogUnavailable:
             attached.make_void("uncertain")
             raise

@@ -1,35 +1,52 @@
 """The views in this deployment: carried along the log by one projector, read by every API process."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import time
 
 import structlog
 
+from app.offices import hold_office
 from app.settings import LogSettings
 from eventstore.connection import Connection
 from eventstore.election import Election
-from eventstore.events import Owner
+from eventstore.events import Owner, TaskId
 from eventstore.jetstream import JetStreamLog
-from eventstore.log import LogError
-from projections.database import Database, ViewsError, ViewsUnavailable
+from projections.database import Database, ViewsUnavailable
 from projections.listing import Filter
 from projections.projector import Projector
+from projections.task import Task
 from projections.views import Count, Page, Views
 
 log = structlog.stdlib.get_logger()
 
 OFFICE = "views"
 AGAIN_S = 1.0
+AT_ONCE_S = 0.2
+"""What a poll waits for the views; longer than the log takes for most histories."""
+REST_S = 2.0
+"""So long they are not asked again where they did not answer at once: each question may hold a connection."""
 NONE_KEPT = "this deployment keeps no views (--views-url), so there are no lists"
 NOT_NOW = "the views are being built, or their database is away; tasks can be asked for one by one"
 
 
 class Lists:
-    """The views, for reading. Whatever is wrong with them, and where there are none, is a ViewsUnavailable."""
+    """The views, for reading. To a list, whatever is wrong with them, or their absence, is a ViewsUnavailable."""
 
     def __init__(self, views_url: str | None) -> None:
         self._database = None if views_url is None else Database.open(views_url)
+        self._resting_until = 0.0
+
+    async def task(self, owner: Owner, task_id: TaskId) -> Task | None:
+        """The task as of its `sequence`, if the views have it and say so at once; maybe not what the log says now."""
+        if time.monotonic() < self._resting_until:
+            return None
+        try:
+            async with asyncio.timeout(AT_ONCE_S):
+                return await self._views().get(owner, task_id)
+        except (ViewsUnavailable, TimeoutError) as error:
+            self._resting_until = time.monotonic() + REST_S
+            log.info("views.passed_over", error=str(error) or "too slow", again_in_s=REST_S)
+            return None
 
     async def page(self, owner: Owner, wanted: Filter, *, after: str | None, limit: int) -> Page:
         """As `Views.list`. Raises BadCursor, ViewsUnavailable."""
@@ -68,50 +85,29 @@ def _told(error: ViewsUnavailable) -> ViewsUnavailable:
     return ViewsUnavailable(NOT_NOW)
 
 
-async def carry_views(log_settings: LogSettings, views_url: str) -> None:
-    """Carry the views whenever no other projector does, until cancelled, whatever log and database do meanwhile.
+class Carrier:
+    """Carries the views whenever no other projector does."""
 
-    On a connection of its own: what is read fast here must not keep the dispatcher's heartbeats waiting.
-    """
-    while True:
+    def __init__(self, log_settings: LogSettings, views_url: str) -> None:
+        self._log_settings = log_settings
+        self._views_url = views_url
+        self._projector: Projector | None = None
+
+    @property
+    def position(self) -> int | None:
+        """The last sequence that is in the views; None: another projector carries them, or nobody."""
+        return None if self._projector is None else self._projector.position
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await hold_office(self._log_settings, OFFICE, self._carry)
+
+    async def _carry(self, _: Connection, event_log: JetStreamLog, election: Election) -> None:
+        database = Database.open(self._views_url)
+        projector = self._projector = Projector(event_log, database, leading=lambda: election.leading)
         try:
-            async with _carrier(log_settings, views_url) as (election, event_log, database):
-                while True:
-                    await election.campaign()
-                    await _carry(event_log, database, election)
-        except (LogError, ViewsError, OSError) as error:
-            log.warning("projector.not_yet", error=str(error))
-        except Exception:
-            # A bug of ours in the views is no reason for the dispatcher, which shares our process, to stop.
-            log.exception("projector.failed")
-        await asyncio.sleep(AGAIN_S)
-
-
-@asynccontextmanager
-async def _carrier(
-    log_settings: LogSettings, views_url: str
-) -> AsyncGenerator[tuple[Election, JetStreamLog, Database]]:
-    connection = await Connection.open(log_settings.nats, "tasktrail-views")
-    try:
-        replicas = log_settings.replicas
-        event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
-        try:
-            database = Database.open(views_url)
-            election = await Election.open(connection, OFFICE, replicas=replicas)
-            try:
-                yield election, event_log, database
-            finally:
-                await election.close()
-                await database.close()
+            await projector.run()
         finally:
-            await event_log.close()
-    finally:
-        await connection.close()
-
-
-async def _carry(event_log: JetStreamLog, database: Database, election: Election) -> None:
-    projector = Projector(event_log, database, leading=lambda: election.leading)
-    try:
-        await projector.run()
-    finally:
-        await projector.close()
+            self._projector = None
+            await projector.close()
+            await database.close()

@@ -168,6 +168,11 @@ class JetStreamLog:
         found = await self._stream.get(subject=task_subject(owner, task_id))
         return 0 if found is None else found.sequence
 
+    async def latest(self, owner: Owner, task_id: TaskId) -> Recorded | None:
+        """The leader's word for the task's last record; None: there is no such task."""
+        found = await self._stream.get(subject=task_subject(owner, task_id))
+        return None if found is None else codec.recorded(found)
+
     async def last_sequence(self) -> int:
         """The leader's word for the log's last sequence."""
         return (await self._stream.state()).last_sequence

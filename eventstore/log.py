@@ -276,6 +276,10 @@ class EventLog(Protocol):
         """The leader's word for the task's last sequence; 0: there is no such task. Raises LogUnavailable."""
         ...
 
+    async def latest(self, owner: Owner, task_id: TaskId) -> Recorded | None:
+        """The leader's word for the task's last record; None: there is no such task. Raises LogUnavailable."""
+        ...
+
     async def last_sequence(self) -> int:
         """The leader's word for the log's last sequence. Raises LogUnavailable."""
         ...

@@ -241,6 +241,12 @@ class MemoryLog:
         history = self._subjects.get(task_subject(owner, task_id))
         return history[-1].sequence if history else 0
 
+    async def latest(self, owner: Owner, task_id: TaskId) -> Recorded | None:
+        """The task's last record; None: there is no such task."""
+        await asyncio.sleep(0)
+        history = self._subjects.get(task_subject(owner, task_id))
+        return history[-1] if history else None
+
     async def last_sequence(self) -> int:
         """The log's last sequence."""
         return len(self.arrivals)

@@ -17,8 +17,9 @@ from asyncpg import InterfaceError, PostgresError
 from msgspec import ValidationError
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 Answer = TypeVar("Answer")
 
@@ -28,7 +29,14 @@ BUSY_S = 15.0
 STATEMENT_S = 60.0
 # A power cut may take the last transactions, each as a whole: they come again from the log. The WAL grows to 64 MiB
 # before it is written back: at the default of 4 a rebuild waits for the disk half of the time.
-PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=16384", "cache_size=-65536")
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=NORMAL",
+    "wal_autocheckpoint=16384",
+    "cache_size=-65536",
+    "temp_store=MEMORY",
+)
+SPOILT = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 OUR_LOCK = 0x7461736B
 """PostgreSQL's advisory lock under which generations are made, switched and dropped."""
 
@@ -96,10 +104,13 @@ class Database:
         return self._engine.url.render_as_string(hide_password=True)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncGenerator[AsyncConnection]:
-        """A transaction that only reads. Raises ViewsUnavailable for whatever the database does."""
+    async def reading(self, *, at_one_moment: bool = False) -> AsyncGenerator[AsyncConnection]:
+        """A transaction that only reads; `at_one_moment`: all of it as of its beginning, which PostgreSQL else promises
+        for each statement only. Raises ViewsUnavailable for whatever the database does."""
         with_names = _named_errors(self.address)
         async with with_names, self._engine.connect() as connection, connection.begin():
+            if at_one_moment and not self.sqlite:
+                await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             yield connection
 
     @asynccontextmanager
@@ -144,8 +155,11 @@ async def _named_errors(address: str) -> AsyncGenerator[None]:
         yield
     except (SQLAlchemyError, SqliteError, PostgresError, InterfaceError, OSError, TimeoutError) as error:
         # (SQLAlchemy's own text would quote the statement with its values: other people's titles.)
-        reason = str(getattr(error, "orig", None) or error) or type(error).__name__
-        raise ViewsUnavailable(f"{address}: {reason.splitlines()[0][:300]}") from error
+        cause = getattr(error, "orig", None) or error
+        reason = (str(cause) or type(cause).__name__).splitlines()[0][:300]
+        if isinstance(cause, SqliteError) and getattr(cause, "sqlite_errorname", "").startswith(SPOILT):
+            reason += "; if it is the views' own file, delete it: all of it is made anew from the log"
+        raise ViewsUnavailable(f"{address}: {reason}") from error
     except ValidationError as error:
         raise ViewsUnavailable(f"{address}: a row that this release can't read: {error}") from error
 
@@ -153,30 +167,42 @@ async def _named_errors(address: str) -> AsyncGenerator[None]:
 def _sqlite(url: URL) -> AsyncEngine:
     if not url.database or url.database == ":memory:":
         raise ViewsUnavailable("SQLite's views need a file: each connection would have a memory of its own")
-    if not Path(url.database).parent.is_dir():
-        raise ViewsUnavailable(f"there is no directory {Path(url.database).parent}")
+    database = Path(url.database)
+    if not database.parent.is_dir():
+        raise ViewsUnavailable(f"there is no directory {database.parent}")
     # isolation_level None: the driver begins no transactions of its own; ours are below.
     engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": BUSY_S})
 
-    def on_connect(connected: _Connected, _record: object) -> None:
+    def on_connect(connected: _Connected, record: ConnectionPoolEntry) -> None:
         cursor = connected.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=NORMAL",
-            "cache_size=-65536",
-            "temp_store=MEMORY",
-            "wal_autocheckpoint=16384",
-        ):
+        for pragma in PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+        record.info["file"] = _file(database)
+
+    def on_checkout(_connected: _Connected, record: ConnectionPoolEntry, _proxy: object) -> None:
+        # A file that was deleted, or put in place of another, lives on for whoever has it open: some would read it for
+        # ever, others the new one. The pool opens another connection instead.
+        if record.info["file"] != _file(database):
+            raise DisconnectionError
 
     def on_begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "checkout", on_checkout)
     event.listen(engine.sync_engine, "begin", on_begin)
     return engine
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file this is; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _postgresql(url: URL) -> AsyncEngine:

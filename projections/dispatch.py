@@ -1,6 +1,7 @@
 """Who should run next: the fold of all tasks that have not ended, and what to offer, hold and time. Pure."""
 
 import heapq
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
@@ -97,7 +98,8 @@ class _Agent:
 
 
 class Board:
-    """All tasks that have not ended. `take_in` each record in order, then carry out what `plan` says."""
+    """All tasks that have not ended. `begin_with` what is known of them, `take_in` each record after that in order,
+    then carry out what `plan` says."""
 
     def __init__(self, limits: dict[str, int], *, default_limit: int = 32) -> None:
         self._limits = limits
@@ -113,6 +115,9 @@ class Board:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks.values())
+
     def task(self, task_id: TaskId) -> Task:
         """The task as folded here; INITIAL once it has ended."""
         return self._tasks.get(task_id, INITIAL)
@@ -121,12 +126,24 @@ class Board:
         """By agent, the tasks that are offered or running."""
         return {name: len(agent.running) + len(agent.offered) for name, agent in self._agents.items()}
 
+    def begin_with(self, task: Task, place: int) -> None:
+        """A task that has not ended, as the views have it; `place` is the sequence of its first record."""
+        self._put(INITIAL, task, place)
+
     def take_in(self, recorded: Recorded) -> None:
         """One more record."""
         before = self._tasks.get(recorded.task_id, INITIAL)
-        task = evolve(before, recorded)
-        self._time(before, task)
+        self._put(before, evolve(before, recorded), recorded.sequence)
+
+    def _put(self, before: Task, task: Task, place: int) -> None:
+        """Where a task belongs, by what it is now. What it was before says which timers are set."""
         agent = self._agent(task.agent)
+        if task.imported and not task.ended:
+            agent.leave(task.task_id)
+            self._tasks[task.task_id] = _lean(task)
+            self._places.setdefault(task.task_id, place)
+            return
+        self._time(INITIAL if before.imported else before, task)
         if task.ended:
             agent.leave(task.task_id)
             self._tasks.pop(task.task_id, None)
@@ -134,7 +151,7 @@ class Board:
             self._offered_again.pop(task.task_id, None)
             return
         self._tasks[task.task_id] = _lean(task)
-        place = self._places.setdefault(task.task_id, recorded.sequence)
+        place = self._places.setdefault(task.task_id, place)
         if task.status == "running":
             agent.leave(task.task_id)
             agent.running.add(task.task_id)
@@ -142,7 +159,7 @@ class Board:
                 self._left_behind.add(task.task_id)
         elif not task.runnable or task.unknown is not None:
             agent.leave(task.task_id)  # (what a newer release wrote on, only a newer release can begin)
-        elif task.retry_at is not None and task.retry_at > recorded.record.at:
+        elif task.retry_at is not None and task.updated_at is not None and task.retry_at > task.updated_at:
             agent.leave(task.task_id)  # until its timer
         elif task.task_id not in agent.offered:
             agent.running.discard(task.task_id)
@@ -197,6 +214,8 @@ class Board:
         since = now - silent_for
         actions: list[Action] = []
         for task in self._tasks.values():
+            if task.imported:
+                continue
             if task.deadline is not None and task.deadline < since and task.unknown is None:
                 actions.append(_timer(task, "deadline", task.deadline))
             if task.retry_at is not None and task.retry_at <= now:

@@ -7,33 +7,16 @@ beside it and takes its place when it has reached the log's end.
 from collections.abc import Sequence
 
 import structlog
-from msgspec import Struct
 from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventstore.events import Owner, TaskId
 from eventstore.log import Recorded
+from projections.checkpoint import Checkpoint
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.rows import Control, Rows
-from projections.schema import CONTROL, FOLD_VERSION, GENERATIONS, NAME, SERVED, tasks_table
+from projections.schema import CONTROL, FOLD_VERSION, GENERATIONS, NAME, PROGRESS, SERVED, checkpoint_of, tasks_table
 
 log = structlog.stdlib.get_logger()
-
-
-class Seen(Struct, frozen=True, kw_only=True):
-    """The last task's record that was taken in."""
-
-    owner: Owner
-    task_id: TaskId
-    sequence: int
-    sha256: str
-
-
-class Checkpoint(Struct, frozen=True, kw_only=True):
-    """How far a generation is: the last sequence taken in, and which record of a task was the last (None: none)."""
-
-    sequence: int
-    seen: Seen | None
 
 
 class Generation:
@@ -108,16 +91,10 @@ class Generation:
 
     async def _checkpoint(self) -> Checkpoint:
         async with self.database.reading() as connection:
-            row = (await connection.execute(select(GENERATIONS).where(self._mine))).one_or_none()
+            row = (await connection.execute(select(*PROGRESS).where(self._mine))).one_or_none()
         if row is None:
             raise Superseded(f"generation {self.number} of the views is gone")
-        seen = Seen(
-            owner=Owner(row.seen_owner),
-            task_id=TaskId(row.seen_task),
-            sequence=row.seen_sequence,
-            sha256=row.seen_sha256,
-        )
-        return Checkpoint(sequence=row.checkpoint, seen=seen if seen.sequence else None)
+        return checkpoint_of(*row)
 
     async def _serve(self) -> None:
         async with self.database.writing(alone=True) as connection:

@@ -56,6 +56,14 @@ def place_of(cursor: str) -> int:
     return place
 
 
+def living(table: Table, between: Between, limit: int) -> Select[int, bytes]:
+    """Places and bodies of the tasks, of any owner, that have not ended, oldest first."""
+    c = table.c
+    # As an index has it, so that both databases know it again.
+    alive = select(c.created, c.body).where(c.ended_at.is_(None), c.created > between.low)
+    return alive.order_by(c.created).limit(limit)
+
+
 class Listing:
     """The queries for one owner's tasks that pass one filter. Every one of them is for this owner only."""
 

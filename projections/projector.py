@@ -10,8 +10,9 @@ from msgspec import Struct
 from eventstore import codec
 from eventstore.codec import Unreadable
 from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Recorded, Replay
+from projections.checkpoint import is_of
 from projections.database import Database, Superseded, ViewsUnavailable
-from projections.generations import Generation, Seen
+from projections.generations import Generation
 
 log = structlog.stdlib.get_logger()
 
@@ -21,8 +22,6 @@ LINGER_S = 0.05
 LOOK_S = 0.25
 """How often it is looked whether we still lead, and whether there is an end that no arrival announces."""
 AGAIN_S = 0.5
-ROUNDS = 8
-"""How often a record that the leader has is looked for at a replica that may be behind."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -80,11 +79,6 @@ class Projector:
     def position(self) -> int:
         """The last sequence that it has taken in."""
         return self._position
-
-    @property
-    def lag(self) -> int:
-        """Records that it knows of and has not taken in."""
-        return self._replay.lag if self._replay is not None else 0
 
     async def run_once(self) -> int:
         """One batch; how many of the log's records were in it (0: it is at the end, or does not lead).
@@ -170,7 +164,7 @@ class Projector:
         generation = self._generation = self._given or await Generation.current(self._database)
         checkpoint = await generation.checkpoint()
         self._end = await self._log.last_sequence()
-        if self._end < checkpoint.sequence or (checkpoint.seen is not None and not await self._knows(checkpoint.seen)):
+        if not await is_of(self._log, checkpoint, end=self._end):
             raise LogIsAnother("the log does not hold what the views were made of")
         self._served = await generation.is_served()
         self._begun = self._position = checkpoint.sequence
@@ -178,18 +172,6 @@ class Projector:
         self._replay = await self._log.replay(after=checkpoint.sequence)
         log.info("projector.begins", generation=generation.number, checkpoint=checkpoint.sequence, end=self._end)
         return generation, self._replay
-
-    async def _knows(self, seen: Seen) -> bool:
-        """Whether this log holds the record that the views saw last. (Not where its task was purged since: then they
-        are built anew, which costs time and nothing else.)"""
-        for _ in range(ROUNDS):
-            at = await self._log.read(seen.owner, seen.task_id, after=seen.sequence - 1, limit=1)
-            if at:
-                return at[0].sequence == seen.sequence and at[0].sha256 == seen.sha256
-            if await self._log.last(seen.owner, seen.task_id) < seen.sequence:
-                return False
-            await asyncio.sleep(0.1)
-        raise LogUnavailable("a replica of the log is too far behind to begin from")
 
     async def _carry(self, generation: Generation, replay: Replay, arrivals: list[Arrival]) -> None:
         records = [recorded for arrival in arrivals if (recorded := _recorded(arrival)) is not None]

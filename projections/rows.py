@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventstore.events import Owner, TaskId
 from eventstore.log import Recorded
 from projections.schema import body_of, indexed, micros, searched, task_of, text_of
-from projections.task import INITIAL, Task, evolve
+from projections.task import INITIAL, Task, evolve, follows
 
 AT_ONCE = 500
 """Rows that one statement asks for; SQLite takes 32,766 values."""
@@ -18,6 +18,8 @@ MAX_HELD_BYTES = 4_096
 """Of the tasks last written so many, none larger than this, are kept: their next records are near."""
 
 Key = tuple[Owner, TaskId]
+Kept = tuple[int, Task, bool]
+"""A row: its place, its task, whether it is whole."""
 Values = dict[str, object]
 
 
@@ -30,11 +32,13 @@ class Control(Struct, frozen=True):
 
 
 class Folding(Struct):
-    """A task while a batch is folded. `created` is its place in the lists, and its row's key; `bytes` its row's."""
+    """A task while a batch is folded. `created` is its place in the lists, and its row's key; `bytes` its row's;
+    `whole`: no record of it was left out."""
 
     created: int
     task: Task
-    new: bool
+    whole: bool
+    new: bool = False
     begun_at: int = 0
     bytes: int = 0
 
@@ -44,7 +48,7 @@ class Rows:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._held: dict[Key, tuple[int, Task]] = {}
+        self._held: dict[Key, Kept] = {}
         self._held_at = -1
 
     async def fold(
@@ -60,20 +64,22 @@ class Rows:
             key = one.owner, one.task_id
             now = folding.get(key)
             if now is None:
-                created, task = self._held.get(key) or stored.get(key) or (one.sequence, INITIAL)
-                now = folding[key] = Folding(created, task, task.version == 0, micros(one.record.at))
+                kept = self._held.get(key) or stored.get(key) or (one.sequence, INITIAL, True)
+                new = kept[1].version == 0
+                now = folding[key] = Folding(*kept, new=new, begun_at=micros(one.record.at))
             if one.sequence > now.task.sequence:
+                now.whole = now.whole and follows(one, now.task)
                 now.task = evolve(now.task, one)
         return folding
 
-    async def _stored(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, tuple[int, Task]]:
+    async def _stored(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, Kept]:
         c = self._table.c
-        found: dict[Key, tuple[int, Task]] = {}
+        found: dict[Key, Kept] = {}
         for at in range(0, len(keys), AT_ONCE):
             these = tuple_(c.owner, c.task_id).in_(keys[at : at + AT_ONCE])
-            rows = await connection.execute(select(c.owner, c.task_id, c.created, c.body).where(these))
-            for owner, task_id, created, body in rows:
-                found[owner, task_id] = created, task_of(body)
+            rows = await connection.execute(select(c.owner, c.task_id, c.created, c.body, c.whole).where(these))
+            for owner, task_id, created, body, whole in rows:
+                found[owner, task_id] = created, task_of(body), whole
         return found
 
     async def write(self, connection: AsyncConnection, folded: dict[Key, Folding], control: Control) -> Values:
@@ -85,13 +91,13 @@ class Rows:
             body = body_of(now.task)
             now.bytes = len(body)
             if not now.new:
-                updates.append({"row": now.created, **_changing(now.task, body)})
+                updates.append({"row": now.created, **_changing(now, body)})
                 continue
             latest_at = max(latest_at, now.begun_at)
             skew = max(skew, latest_at - now.begun_at)
             begun = {"created": now.created, "owner": owner, "task_id": task_id}
             times = {"created_at": now.begun_at, "listed_at": latest_at}
-            inserts.append({**begun, **times, **_fixed(now.task), **_changing(now.task, body)})
+            inserts.append({**begun, **times, **_fixed(now.task), **_changing(now, body)})
         if inserts:
             await connection.execute(insert(self._table), inserts)
         if updates:
@@ -107,7 +113,7 @@ class Rows:
         for key, now in folded.items():
             self._held.pop(key, None)
             if not now.task.ended and now.bytes <= MAX_HELD_BYTES:
-                self._held[key] = now.created, now.task
+                self._held[key] = now.created, now.task, now.whole
         while len(self._held) > MAX_HELD:
             del self._held[next(iter(self._held))]
         self._held_at = upto
@@ -123,12 +129,15 @@ def _fixed(task: Task) -> Values:
     }
 
 
-def _changing(task: Task, body: bytes) -> Values:
+def _changing(now: Folding, body: bytes) -> Values:
+    task = now.task
     return {
         "status": task.status,
         "updated_at": 0 if task.updated_at is None else micros(task.updated_at),
+        "ended_at": None if task.ended_at is None else micros(task.ended_at),
         "sequence": task.sequence,
         "version": task.version,
         "sha256": task.sha256,
+        "whole": now.whole,
         "body": body,
     }

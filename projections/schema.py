@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
-from eventstore.events import Json
+from eventstore.events import Json, Owner, TaskId
+from projections.checkpoint import Checkpoint, Seen
 from projections.task import Task
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Raised with every change of `Task`, of what `evolve` makes of a record, or of the tables: the views are then built
 anew, side by side. A test knows the shape of them, and fails where this was forgotten."""
 
@@ -39,6 +40,9 @@ GENERATIONS = Table(
     Column("latest_at", LONG, nullable=False, default=0),
     Column("skew", LONG, nullable=False, default=0),
 )
+_g = GENERATIONS.c
+PROGRESS = (_g.checkpoint, _g.seen_owner, _g.seen_task, _g.seen_sequence, _g.seen_sha256)
+"""The columns that `checkpoint_of` reads, in its order."""
 SERVED = Table(
     "views_served",
     CONTROL,
@@ -69,9 +73,12 @@ def tasks_table(generation: int) -> Table:
         Column("created_at", LONG, nullable=False),
         Column("listed_at", LONG, nullable=False),
         Column("updated_at", LONG, nullable=False),
+        Column("ended_at", LONG),
         Column("sequence", LONG, nullable=False),
         Column("version", Integer, nullable=False),
         Column("sha256", Text, nullable=False),
+        # False: a record in between could not be read, so that this is not what the log says.
+        Column("whole", Boolean, nullable=False),
         Column("title", Text, nullable=False),
         Column("input_text", Text, nullable=False),
         # Last: a search does not read past what it looks at.
@@ -84,6 +91,9 @@ def tasks_table(generation: int) -> Table:
     Index(f"{table.name}_by_agent", c.owner, c.agent, c.created)
     Index(f"{table.name}_by_agent_and_status", c.owner, c.agent, c.status, c.created)
     Index(f"{table.name}_by_time", c.owner, c.listed_at, c.created)
+    # Few at a time, and all that a dispatcher begins with: it does not walk a million that have ended.
+    alive = c.ended_at.is_(None)
+    Index(f"{table.name}_by_life", c.created, sqlite_where=alive, postgresql_where=alive)
     some_session = c.session_id.is_not(None)
     Index(
         f"{table.name}_by_session",
@@ -108,6 +118,12 @@ def body_of(task: Task) -> bytes:
 def task_of(body: bytes) -> Task:
     """The task of a row. Raises msgspec.ValidationError."""
     return _decoder.decode(body)
+
+
+def checkpoint_of(sequence: int, owner: str, task_id: str, seen_at: int, sha256: str) -> Checkpoint:
+    """A generation's checkpoint, of its row's PROGRESS."""
+    seen = Seen(owner=Owner(owner), task_id=TaskId(task_id), sequence=seen_at, sha256=sha256)
+    return Checkpoint(sequence=sequence, seen=seen if seen_at else None)
 
 
 def micros(time: datetime) -> int:

@@ -76,6 +76,7 @@ class Task(Struct, frozen=True, kw_only=True):
 
     `steps` is the number of finished steps, dense from 0; `text` the text of finished steps, `step_text` that of the
     step in hand. Times are the records' own. A field in `blobs` is too big to be here and is read from the store.
+    `imported`: its last record came from another log, so nobody here works on it until somebody acts on it.
     """
 
     task_id: TaskId = TaskId("")
@@ -128,6 +129,7 @@ class Task(Struct, frozen=True, kw_only=True):
     keys: tuple[str, ...] = ()
     blobs: dict[str, BlobReference] = {}
     unknown: str | None = None
+    imported: bool = False
 
     @property
     def ended(self) -> bool:
@@ -148,6 +150,11 @@ class Task(Struct, frozen=True, kw_only=True):
 INITIAL = Task()
 
 
+def follows(recorded: Recorded, task: Task) -> bool:
+    """Whether this is the task's next record, by its version and by the hash of the one before."""
+    return recorded.record.version == task.version + 1 and recorded.record.previous == task.sha256
+
+
 def evolve(task: Task, recorded: Recorded) -> Task:
     """The task after one more record. Never raises: history is not up for debate."""
     record = recorded.record
@@ -157,6 +164,7 @@ def evolve(task: Task, recorded: Recorded) -> Task:
         version=record.version,
         sha256=recorded.sha256,
         updated_at=record.at,
+        imported=recorded.imported,
     )
     if task.version == 0:
         stamped = replace(stamped, task_id=recorded.task_id, owner=recorded.owner)

@@ -8,9 +8,20 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, TaskId
+from projections.checkpoint import Checkpoint
 from projections.database import Database, ViewsUnavailable
-from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of, place_of
-from projections.schema import FOLD_VERSION, GENERATIONS, NAME, SERVED, storable, task_of, tasks_table
+from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of, living, place_of
+from projections.schema import (
+    FOLD_VERSION,
+    GENERATIONS,
+    NAME,
+    PROGRESS,
+    SERVED,
+    checkpoint_of,
+    storable,
+    task_of,
+    tasks_table,
+)
 from projections.task import Task
 
 MAX_PAGE = 1_000
@@ -57,19 +68,36 @@ class Views:
         return await self._read(ask)
 
     async def get(self, owner: Owner, task_id: TaskId) -> Task | None:
-        """The task as of its `sequence`, to read on from. None: not in here, or only in another release's words.
-
-        Raises ViewsUnavailable."""
+        """The task as of its `sequence`, to read on from. None: not in here, or not whole, or only in another
+        release's words. Raises ViewsUnavailable."""
 
         async def ask(connection: AsyncConnection, served: _Served) -> Task | None:
             if served.fold != FOLD_VERSION:
                 return None  # today's evolve must not go on from what another one made
             c = tasks_table(served.generation).c
-            row = select(c.body).where(c.owner == storable(owner), c.task_id == storable(task_id))
+            row = select(c.body).where(c.owner == storable(owner), c.task_id == storable(task_id), c.whole)
             body = (await connection.execute(row)).scalar_one_or_none()
             return None if body is None else task_of(body)
 
         return await self._read(ask)
+
+    async def living(self, take: Callable[[Task, int], None]) -> Checkpoint:
+        """Have this called with each task, of any owner, that has not ended by the checkpoint, and with the sequence
+        of its first fact. Raises ViewsUnavailable: then what was taken so far is void."""
+        return await self._database.whole(self._living(take))
+
+    async def _living(self, take: Callable[[Task, int], None]) -> Checkpoint:
+        async with self._database.reading(at_one_moment=True) as connection:
+            served = await _what_is_served(connection)
+            if served.fold != FOLD_VERSION:
+                raise ViewsUnavailable("the views are another release's")
+            mine = select(*PROGRESS).where(GENERATIONS.c.generation == served.generation)
+            checkpoint = checkpoint_of(*(await connection.execute(mine)).one())
+            table, last = tasks_table(served.generation), 0
+            while rows := (await connection.execute(living(table, Between(low=last), MAX_PAGE))).all():
+                for last, body in rows:
+                    take(task_of(body), last)
+            return checkpoint
 
     async def list(self, owner: Owner, wanted: Filter = EVERYTHING, *, after: str | None = None, limit: int) -> Page:
         """A page of the owner's tasks, newest first by their first fact; `after` is the page before's cursor.

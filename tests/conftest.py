@@ -1,4 +1,7 @@
-"""The tests' NATS: the one at TASKTRAIL_TEST_NATS_URL, else a container where Docker answers, else the embedded one."""
+"""The tests' NATS: the one at TASKTRAIL_TEST_NATS_URL, else a container where Docker answers, else the embedded one.
+
+And the views' two databases: whatever takes `views_url` or `database` runs once with each.
+"""
 
 import os
 import subprocess
@@ -13,6 +16,8 @@ import pytest
 
 from eventstore.connection import Connection, NatsAddress, hidden
 from eventstore.server import EmbeddedServer
+from projections.database import Database
+from tests.projections.databases import Cluster, cluster
 
 NATS_URL = os.environ.get("TASKTRAIL_TEST_NATS_URL", "")
 IMAGE = "nats:2.12-alpine"
@@ -90,3 +95,27 @@ def shared_nats() -> Generator[NatsAddress]:
     container = DockerContainer(IMAGE).with_command("-js").with_exposed_ports(4222)
     with container.waiting_for(LogMessageWaitStrategy("Server is ready")) as nats:
         yield NatsAddress(url=f"nats://{nats.get_container_host_ip()}:{nats.get_exposed_port(4222)}")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Generator[Cluster]:
+    """One PostgreSQL for all tests; each has a database of its own in it."""
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def views_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the views of this test are."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'views.db'}"
+    running: Cluster = request.getfixturevalue("postgresql")
+    return running.new_database()
+
+
+@pytest.fixture
+async def database(views_url: str) -> AsyncGenerator[Database]:
+    """An empty database."""
+    database = Database.open(views_url)
+    yield database
+    await database.close()

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from app.dialects.native import TaskBody
 from app.settings import LogSettings
-from app.views import carry_views
+from app.views import Carrier
 from eventstore.connection import NatsAddress
 from tests.api import Api
 from tests.log.logs import SOON_S
@@ -32,7 +32,7 @@ class Listed(Struct):
 @asynccontextmanager
 async def carried(nats: NatsAddress, views_url: str) -> AsyncGenerator[None]:
     """A projector, while the context lasts."""
-    carrying = asyncio.ensure_future(carry_views(LogSettings(nats=nats), views_url))
+    carrying = asyncio.ensure_future(Carrier(LogSettings(nats=nats), views_url).run())
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from app.decide import Rejected, decide
 from eventstore.events import Owner, TaskFact, TaskId, UnknownFact
 from eventstore.log import Recorded
 from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer, Suspect
-from projections.task import INITIAL, evolve
+from projections.task import INITIAL, Task, evolve
 from tests.given import (
     BEGIN,
     DEADLINE,
@@ -426,6 +426,35 @@ def test_a_board_rebuilt_from_the_log_wants_what_is_still_to_be_done(
         if isinstance(action, SetTimer) and action.kind == "deadline":
             one = live[action.task_id]
             assert not isinstance(decide(TimeOutTask(deadline=action.at), one), Rejected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(told, st.integers(1, 3), st.integers(0, 60))
+def test_a_board_begun_with_the_views_is_one_that_was_told_the_whole_log(
+    told: list[tuple[int, int]], limit: int, checkpoint: int
+) -> None:
+    story = stories(told)
+    whole, begun = Board({}, default_limit=limit), Board({}, default_limit=limit)
+    tasks: dict[TaskId, tuple[Task, int]] = {}
+    for recorded in story.records[:checkpoint]:
+        whole.take_in(recorded)
+        before, place = tasks.get(recorded.task_id, (INITIAL, recorded.sequence))
+        tasks[recorded.task_id] = evolve(before, recorded), place
+    for one, place in tasks.values():
+        if not one.ended:
+            begun.begin_with(one, place)
+    for recorded in story.records[checkpoint:]:
+        whole.take_in(recorded)
+        begun.take_in(recorded)
+    wanted, planned = whole.plan(NOW), begun.plan(NOW)
+    # (It knows nothing of timers that were set and have lost their point before: there is nothing to clear.)
+    assert {repr(action) for action in planned} <= {repr(action) for action in wanted}
+    assert all(isinstance(action, ClearTimer) for action in wanted if action not in planned)
+    assert offered(planned) == offered(wanted)
+    assert sorted(begun, key=lambda one: one.task_id) == sorted(whole, key=lambda one: one.task_id)
+    assert begun.in_slots() == {agent: slots for agent, slots in whole.in_slots().items() if agent in begun.in_slots()}
+    found, wanted = (board.sweep(LATER, silent_for=LEASES, depth=EMPTY) for board in (begun, whole))
+    assert sorted(map(repr, found)) == sorted(map(repr, wanted))
 
 
 def test_a_hundred_thousand_live_tasks_of_many_agents_are_a_matter_of_seconds() -> None:

@@ -11,9 +11,10 @@ from msgspec.structs import fields
 from sqlalchemy import update
 from sqlalchemy.schema import CreateTable
 
+from eventstore.codec import TAGS
 from eventstore.events import Owner, TaskFact, UnknownFact
-from eventstore.log import Arrival, LogIsAnother
-from eventstore.memory import MemoryLog, MemoryReplay
+from eventstore.log import Arrival, LogIsAnother, OnArrival, OnReset
+from eventstore.memory import MemoryLog, MemoryReplay, MemoryTail
 from projections import generations
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation
@@ -295,11 +296,16 @@ class FickleReplay(MemoryReplay):
 
 
 class FickleLog(MemoryLog):
-    """A log whose replays are fickle."""
+    """A log whose replays and tails can be told that it is another one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.given: list[FickleReplay] = []
+        self.resets: list[OnReset] = []
+
+    async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> MemoryTail:
+        self.resets.append(on_reset)
+        return await super().tail(on_arrival, on_reset, after=after)
 
     async def replay(self, *, after: int, owner: Owner | None = None) -> FickleReplay:
         assert owner is None
@@ -355,9 +361,10 @@ async def test_a_given_generation_of_another_log_is_an_error(log: MemoryLog, dat
 def test_the_folds_number_is_raised_with_its_shape() -> None:
     """Where this fails: raise FOLD_VERSION, so that old views are built anew, and put the new digest here."""
     shape = [
+        *sorted(TAGS),  # rows folded by who did not know a tag yet are not what they would be now
         *(f"{kind.__name__}.{field.name}: {field.type}" for kind in (Task, StepInHand) for field in fields(kind)),
         str(CreateTable(tasks_table(1))),
         *sorted(f"{index.name} {[column.name for column in index.columns]}" for index in tasks_table(1).indexes),
     ]
     digest = hashlib.sha256("\n".join(shape).encode()).hexdigest()[:16]
-    assert (FOLD_VERSION, digest) == (1, "379a7feb5a2cc053")
+    assert (FOLD_VERSION, digest) == (2, "1cd06fc7afb6dee6")

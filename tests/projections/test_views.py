@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.dialects import sqlite
 
 from eventstore.events import Owner, TaskId
 from eventstore.memory import MemoryLog
 from projections import listing
+from projections import views as views_module
+from projections.checkpoint import is_of
 from projections.database import BadCursor, Database, ViewsUnavailable
-from projections.listing import Between, Filter, Listing, cursor_of
-from projections.schema import MAX_WORD, tasks_table
+from projections.generations import Generation
+from projections.listing import Between, Filter, Listing, cursor_of, living
+from projections.schema import GENERATIONS, MAX_WORD, task_of, tasks_table
 from projections.task import Status, Task
 from projections.views import Views
 from tests.given import BEGIN, LIVES, cancelled, completed, failed, started
 from tests.projections.databases import Cluster
-from tests.projections.lives import ANN, BOB, Scribe, born, carry, fold_of, in_step, numbered, rows
+from tests.projections.lives import ANN, BOB, Scribe, born, carry, fold_of, folded, in_step, numbered, rows
 
 HOSTILE = [
     "'; DROP TABLE tasks_1; --",
@@ -232,11 +235,14 @@ async def test_a_database_that_is_away_has_a_name_and_no_password() -> None:
     await database.close()
 
 
-async def test_a_file_that_is_no_database_has_a_name(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database_has_a_name_and_a_cure(tmp_path: Path) -> None:
     (tmp_path / "views.db").write_bytes(b"no database at all, " * 100)
     database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
-    with pytest.raises(ViewsUnavailable):
+    with pytest.raises(ViewsUnavailable, match="delete it"):
         await Views(database).list(ANN, limit=5)
+    (tmp_path / "views.db").unlink()
+    await carry(MemoryLog(), database)
+    assert (await Views(database).list(ANN, limit=5)).tasks == []
     await database.close()
 
 
@@ -277,3 +283,52 @@ async def test_a_page_walks_one_index_and_never_the_table(tmp_path: Path, index:
     # The bodies by their key; what is sorted is a page of keys. Nothing reads a table from end to end.
     assert any("INTEGER PRIMARY KEY (rowid=?)" in step for step in plan), plan
     assert not [step for step in plan if step.startswith("SCAN tasks")], plan
+
+
+async def test_all_that_live_are_found_with_their_place_and_the_checkpoint(
+    database: Database, views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views_module, "MAX_PAGE", 3)
+    log = MemoryLog()
+    scribe = Scribe(log)
+    for number in range(20):
+        life = (started(), completed()) if number % 2 else (started(),)
+        await scribe.task(born(str(number)), *life, owner=(ANN, BOB)[number % 3 == 0])
+    await carry(log, database)
+    await scribe.task(born("not taken in yet"))
+    found: list[tuple[Task, int]] = []
+    checkpoint = await views.living(lambda task, place: found.append((task, place)))
+    assert checkpoint == await (await Generation.current(database)).checkpoint()
+    assert checkpoint.sequence == 50
+    assert await is_of(log, checkpoint, end=51)
+    alive = [task for task in reversed(folded(scribe.written[:50])) if not task.ended]
+    assert [task for task, _ in found] == alive
+    firsts = {one.task_id: one.sequence for one in scribe.written if one.record.version == 1}
+    assert [place for _, place in found] == [firsts[task.task_id] for task in alive]
+
+
+async def test_what_is_read_at_one_moment_does_not_change_meanwhile(database: Database) -> None:
+    """A projector that carries on must not make some of it newer than the checkpoint."""
+    log = MemoryLog()
+    scribe = Scribe(log)
+    task_id = await scribe.task(born())
+    await carry(log, database)
+    table = tasks_table((await Generation.current(database)).number)
+    async with database.reading(at_one_moment=True) as connection:
+        before = (await connection.execute(select(GENERATIONS.c.checkpoint))).scalar_one()
+        await scribe.write(ANN, task_id, cancelled())
+        await carry(log, database)
+        (row,) = (await connection.execute(living(table, Between(), 10))).all()
+    assert (before, task_of(row.body).sequence) == (1, 1)
+
+
+async def test_who_lives_is_found_without_a_walk_over_those_who_have_ended(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
+    await carry(MemoryLog(), database)
+    words = living(tasks_table(1), Between(low=7), 100).compile(
+        dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}
+    )
+    async with database.reading() as connection:
+        plan = [str(row[3]) for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {words}"))]
+    await database.close()
+    assert plan == ["SEARCH tasks_1 USING INDEX tasks_1_by_life (created>?)"], plan

@@ -16,8 +16,8 @@ from app.agents.agent import Agent, Brief, ReadClock, Work
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
 from app.commands import CreateTask
-from app.dispatcher import run_projector
 from app.metrics import Metrics, exposition
+from app.projecting import run_projector
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.tasks import Done
 from app.worker import run_worker

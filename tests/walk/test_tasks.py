@@ -37,6 +37,10 @@ class CountingLog(MemoryLog):
         self.reads += 1
         return await super().last(owner, task_id)
 
+    async def latest(self, owner: Owner, task_id: TaskId) -> Recorded | None:
+        self.reads += 1
+        return await super().latest(owner, task_id)
+
 
 class FarLog(MemoryLog):
     """The log in memory, whose answers are a while on their way."""

@@ -9,8 +9,8 @@ import structlog
 
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
-from app.dispatcher import run_projector
 from app.logs import configure_logs
+from app.projecting import run_projector
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.worker import run_worker
 from eventstore.connection import NatsAddress

@@ -12,14 +12,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
 from app.commands import CancelTask, Command, CreateTask
 from app.decide import Rejected
-from app.dispatcher import run_projector
 from app.metrics import Metrics
+from app.projecting import run_projector
 from app.settings import AgentSettings, LogSettings, WorkerSettings
 from app.tasks import Cause, Done, Tasks
 from app.worker import new_worker_id, run_worker
@@ -27,6 +28,7 @@ from eventstore.connection import Connection, NatsAddress
 from eventstore.events import Json, Owner, TaskFact, TaskId, TaskStarted, UnknownFact, tag_of
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError, Recorded
+from eventstore.server import EmbeddedServer
 from projections.task import Status, Task
 
 ANN = Owner("ann")
@@ -51,10 +53,15 @@ class House:
         self._children: list[Child] = []
 
     def dispatch(
-        self, settings: WorkerSettings = CALM, *, limit: int = 32, limits: dict[str, int] | None = None
+        self,
+        settings: WorkerSettings = CALM,
+        *,
+        limit: int = 32,
+        limits: dict[str, int] | None = None,
+        views_url: str | None = None,
     ) -> asyncio.Task[None]:
-        """A dispatcher in this process."""
-        return self._start(run_projector(self.settings, AgentSettings(limit=limit), settings, limits))
+        """A dispatcher in this process, which carries the views too if it is told where they are."""
+        return self._start(run_projector(self.settings, AgentSettings(limit=limit), settings, limits, views_url))
 
     def work(self, *agents: Agent, settings: WorkerSettings = CALM, worker_id: str | None = None) -> asyncio.Task[None]:
         """A worker in this process; of the simulator, if no agent is named."""
@@ -161,6 +168,19 @@ class House:
             await child.kill()
         for running in list(self._running):
             await self.stop(running)
+
+
+class Place(Struct):
+    """A house on a server of its own, and what may delete its streams."""
+
+    house: House
+    archive: Connection
+    server: EmbeddedServer
+
+    async def forget_work(self) -> None:
+        """All that is queued and timed is lost."""
+        for stream in ("WORK", "TIMERS"):
+            await self.archive.api(f"STREAM.DELETE.{stream}")
 
 
 @contextlib.asynccontextmanager

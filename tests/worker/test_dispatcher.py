@@ -1,39 +1,15 @@
 """The dispatcher on a real server: limits, what gets lost under it, and what happens when it dies itself."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
-
-import pytest
-from msgspec import Struct
 
 from app.agents.simulator import Simulator
 from app.commands import CreateTask
 from app.settings import WorkerSettings
-from eventstore.connection import Connection
 from eventstore.events import TaskStarted
 from eventstore.queue import Queue
-from eventstore.server import EmbeddedServer
 from tests.worker.agents import Gate, acts_twice, scenario, told
-from tests.worker.house import HASTY, House, opened
-
-
-class Place(Struct):
-    """A house on a server of its own, and what may delete its streams."""
-
-    house: House
-    archive: Connection
-    server: EmbeddedServer
-
-
-@pytest.fixture
-async def place(server: EmbeddedServer) -> AsyncGenerator[Place]:
-    async with opened(server.address) as house:
-        archive = await Connection.open(server.archive_address, "tests")
-        try:
-            yield Place(house, archive, server)
-        finally:
-            await archive.close()
+from tests.worker.house import HASTY, House, Place
 
 
 async def test_an_agent_runs_no_more_than_its_limit_and_the_others_wait_in_order(house: House) -> None:
@@ -142,8 +118,7 @@ async def test_without_its_streams_a_new_dispatcher_makes_all_anew(place: Place)
     await house.offered("own")
     await house.stop(worker)
     await house.stop(first)
-    for stream in ("WORK", "TIMERS"):
-        await place.archive.api(f"STREAM.DELETE.{stream}")
+    await place.forget_work()
     house.dispatch()
     gate = Gate()
     gate.let.set()
@@ -161,8 +136,7 @@ async def test_streams_that_are_deleted_under_a_dispatcher_are_missed_by_its_swe
     deadlined = await house.submit(command=asked)
     await house.offered("own")
     await house.offered("nobody")
-    for stream in ("WORK", "TIMERS"):
-        await place.archive.api(f"STREAM.DELETE.{stream}")
+    await place.forget_work()
     gate = Gate()
     gate.let.set()
     house.work(acts_twice(gate, []), settings=HASTY)

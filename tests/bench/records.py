@@ -1,0 +1,81 @@
+"""Logs to measure on: many tasks, written as fast as the server takes them, with the chain of each as it has to be."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from uuid import UUID
+
+from eventstore.codec import encode
+from eventstore.events import (
+    Owner,
+    PartialProduced,
+    Record,
+    StepStarted,
+    TaskCompleted,
+    TaskCreated,
+    TaskFact,
+    TaskId,
+    TaskStarted,
+    ToolUsed,
+)
+from eventstore.jetstream import JetStreamLog
+from eventstore.log import Arrival, task_subject
+
+OWNER = Owner("bench")
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+SIDE_BY_SIDE = 100
+AT_ONCE = 10_000
+
+LIFE: tuple[TaskFact, ...] = (
+    TaskCreated(agent="simulator", fingerprint="f" * 64, title="A brief", input={"text": "What do the tides do?"}),
+    TaskStarted(run=1, worker="worker-1"),
+    StepStarted(run=1, step=0, kind="tool", name="search", input={"words": "tides"}, input_sha256="0" * 64),
+    ToolUsed(run=1, step=0, tool="search", output={"found": 3}, took=0.25, input_sha256="0" * 64),
+    PartialProduced(run=1, step=1, offset=0, text="The tides follow the moon, "),
+    PartialProduced(run=1, step=1, offset=27, text="some fifty minutes later each day."),
+    StepStarted(run=1, step=2, kind="tool", name="cite", input={"page": 7}, input_sha256="1" * 64),
+    ToolUsed(run=1, step=2, tool="cite", output={"page": 7}, took=0.125, input_sha256="1" * 64),
+    PartialProduced(run=1, step=3, offset=0, text="[1]"),
+    TaskCompleted(run=1, result="The tides follow the moon, some fifty minutes later each day. [1]"),
+)
+"""Ten facts."""
+
+
+def numbered(number: int) -> TaskId:
+    """The task of this number."""
+    return TaskId(f"task_{UUID(int=number)}")
+
+
+def arrivals(count: int, life: tuple[TaskFact, ...] = LIFE) -> Iterator[Arrival]:
+    """So many records of tasks that have this life, a hundred tasks side by side."""
+    sequence = number = 0
+    while sequence < count:
+        side_by_side = [numbered(number + place) for place in range(SIDE_BY_SIDE)]
+        previous = [""] * SIDE_BY_SIDE
+        number += SIDE_BY_SIDE
+        for version, fact in enumerate(life, 1):
+            for place, task_id in enumerate(side_by_side):
+                sequence += 1
+                record = Record(
+                    record_id=str(UUID(int=sequence)),
+                    version=version,
+                    at=BEGIN + timedelta(milliseconds=sequence),
+                    actor="bench/0123456789ab",
+                    causation_id=None,
+                    correlation_id=str(UUID(int=number + place)),
+                    previous=previous[place],
+                    fact=fact,
+                )
+                arrival = Arrival(sequence, task_subject(OWNER, task_id), encode(record))
+                previous[place] = arrival.sha256
+                yield arrival
+
+
+async def fill(log: JetStreamLog, count: int, life: tuple[TaskFact, ...] = LIFE) -> int:
+    """Write so many records, whole hundreds of tasks; the log's last sequence."""
+    coming = arrivals(count, life)
+    last = 0
+    while some := list(islice(coming, AT_ONCE)):
+        await log.put_back(some)
+        last = some[-1].sequence
+    return last

@@ -1,0 +1,127 @@
+"""The views: how fast they are rebuilt beside a bare reading of the same records; a page anywhere in a long list."""
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from eventstore.connection import Connection, NatsAddress
+from eventstore.jetstream import STREAM, JetStreamLog
+from eventstore.server import EmbeddedServer
+from projections.database import Database
+from projections.listing import cursor_of
+from projections.views import Views
+from tests.bench.figures import Figure
+from tests.bench.records import LIFE, OWNER, fill
+from tests.projections.databases import Cluster
+
+ROUNDS = 3
+PAGES = 200
+PAGE = 20
+
+
+@asynccontextmanager
+async def filled(directory: Path, records: int, *, tasks_only: bool = False) -> AsyncGenerator[tuple[NatsAddress, int]]:
+    """A nats-server whose log holds so many records, and its last sequence."""
+    server = await EmbeddedServer.start(directory)
+    try:
+        connection = await Connection.open(server.address, "bench")
+        log = await JetStreamLog.open(connection)
+        last = await fill(log, records, LIFE[:1] if tasks_only else LIFE)
+        await log.close()
+        await connection.close()
+        yield server.address, last
+    finally:
+        await server.stop()
+
+
+async def bare_reading(nats: NatsAddress, records: int) -> float:
+    """Records a second through nats-py's own ordered consumer with a callback that only counts."""
+    connection = await Connection.open(nats, "bench")
+    done = asyncio.Event()
+    seen = 0
+
+    async def count(_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == records:
+            done.set()
+
+    since = time.monotonic()
+    consumer = await connection.client.jetstream().subscribe(  # pyright: ignore[reportUnknownMemberType]  # nats-py
+        "tasks.>", stream=STREAM, cb=count, ordered_consumer=True, pending_msgs_limit=-1, pending_bytes_limit=-1
+    )
+    await done.wait()
+    rate = records / (time.monotonic() - since)
+    with suppress(Exception):
+        await consumer.unsubscribe()
+    await connection.close()
+    return rate
+
+
+async def rebuilt(nats: NatsAddress, views_url: str, records: int) -> tuple[float, float]:
+    """Records a second, and the peak of its memory in MiB."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench.rebuild", nats.url, views_url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    said, _ = await process.communicate()
+    seconds, peak = map(float, said.split())
+    return records / seconds, peak
+
+
+async def rebuilds(directory: Path, records: int, postgresql: Cluster | None) -> list[Figure]:
+    """On both databases, in turn with bare readings."""
+    bare: list[float] = []
+    rates: dict[str, list[float]] = {}
+    peaks: dict[str, list[float]] = {}
+    async with filled(directory / "log", records) as (nats, last):
+        for number in range(ROUNDS):
+            bare.append(await bare_reading(nats, last))
+            for kind, url in _databases(directory, number, postgresql).items():
+                rate, peak = await rebuilt(nats, url, last)
+                rates.setdefault(kind, []).append(rate)
+                peaks.setdefault(kind, []).append(peak)
+    figures = [Figure(name=f"bare ordered reading, {last:,} records", values=bare, unit="records/s")]
+    for kind, aim in (("SQLite", 0.3), ("PostgreSQL", 0.2)):
+        if kind not in rates:
+            continue
+        shares = [rate / one for rate, one in zip(rates[kind], bare, strict=True)]
+        figures += [
+            Figure(name=f"rebuild on {kind}", values=rates[kind], unit="records/s"),
+            Figure(name=f"rebuild on {kind}, share", values=shares, unit="", share_of="bare reading", aim=aim),
+            Figure(name=f"rebuild on {kind}, peak", values=peaks[kind], unit="MiB", aim=300, than="under"),
+        ]
+    return figures
+
+
+def _databases(directory: Path, number: int, postgresql: Cluster | None) -> dict[str, str]:
+    found = {"SQLite": f"sqlite:///{directory / f'views-{number}.sqlite'}"}
+    return found if postgresql is None else found | {"PostgreSQL": postgresql.new_database()}
+
+
+async def pages(directory: Path, tasks: int, postgresql: Cluster | None) -> list[Figure]:
+    """Of a list of so many tasks, at random places."""
+    figures: list[Figure] = []
+    async with filled(directory / "list", tasks, tasks_only=True) as (nats, last):
+        for kind, url in _databases(directory, 99, postgresql).items():
+            rate, _ = await rebuilt(nats, url, last)
+            database = Database.open(url)
+            views = Views(database)
+            places = [random.Random(1).randrange(1, last) for _ in range(PAGES)]
+            took_ms: list[float] = []
+            for place in places:
+                since = time.monotonic()
+                page = await views.list(OWNER, after=cursor_of(place), limit=PAGE)
+                took_ms.append((time.monotonic() - since) * 1000)
+                assert len(page.tasks) == min(PAGE, place - 1)
+            await database.close()
+            figures += [
+                Figure(name=f"{kind}: {last:,} tasks taken in", values=[rate], unit="tasks/s"),
+                Figure(name=f"{kind}: a page of {PAGE} anywhere", values=took_ms, unit="ms", aim=10, than="under"),
+            ]
+    return figures
