@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
 from app.agents.catalogue import Catalogue
+from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes
 from app.dialects.asked import request_id_of
@@ -74,7 +75,9 @@ class Rooms:
         self.http = http
         self.metrics = tasks.metrics
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
+        self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
+        self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
 
 
@@ -191,6 +194,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "tasks": given(rooms.tasks),
             "lists": given(rooms.lists),
             "streams": given(rooms.streams),
+            "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),
             "signer": given(Signer(rooms.connection)),

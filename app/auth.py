@@ -39,6 +39,11 @@ class Principal(Struct, frozen=True, kw_only=True):
         raise NotAllowed(scope)
 
     @property
+    def hears_all(self) -> bool:
+        """Whether the whole log is theirs to read. Not by `admin`: that is about one's own."""
+        return "audit:all" in self.scopes
+
+    @property
     def actor(self) -> str:
         """How the log names them."""
         return f"{self.owner}/{self.token_id}"

@@ -5,7 +5,7 @@ Our own response, because task streams are what this exists for (docs/decisions/
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 
 import structlog
 from litestar.types import Receive, Scope, Send
@@ -93,55 +93,36 @@ class TaskStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end, a cut, or the client's leaving."""
-        reader = self._streams.reader()
-        revoked = self._revocations.watch(self._principal)
         self._tasks.metrics.open_streams.inc()
         try:
-            await self._revocations.check(self._principal)
-            async with self._tasks.attach(self._principal.owner, self._task_id) as attached:
+            async with (
+                held(self._streams, self._revocations, self._principal) as (reader, revoked),
+                self._tasks.attach(self._principal.owner, self._task_id) as attached,
+            ):
                 if not attached.task.version:
                     raise LogUnavailable("the log went back")  # the task was there a moment ago; asked again, it is 404
                 attached.readers.add(reader)
                 try:
-                    why = await self._until_over(attached, reader, revoked, receive, send)
+                    writing = self._write(attached, reader, send)
+                    why = await until_over(writing, gone(receive), revoked, reader.cut)
                 finally:
                     attached.readers.discard(reader)
         finally:
             self._tasks.metrics.open_streams.dec()
-            self._revocations.unwatch(self._principal, revoked)
-            self._streams.release(reader)
         if why is not None:
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task_id, why=why)
-            _abort_later(scope)
-
-    async def _until_over(
-        self, attached: Attached, reader: Reader, revoked: asyncio.Future[str], receive: Receive, send: Send
-    ) -> str | None:
-        """Why it was cut off; None where it came to its end or the client left."""
-        writing = asyncio.ensure_future(self._write(attached, reader, send))
-        gone = asyncio.ensure_future(_gone(receive))
-        try:
-            await asyncio.wait({writing, gone, revoked, reader.cut}, return_when=asyncio.FIRST_COMPLETED)
-            if revoked.done():
-                return revoked.result()
-            if writing.done():
-                return writing.result()
-            return reader.cut.result() if reader.cut.done() else None
-        finally:
-            for work in (writing, gone):
-                work.cancel()
-            await asyncio.gather(writing, gone, return_exceptions=True)
+            abort_later(scope)
 
     async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        await _body(send, RETRY)
+        await send_body(send, RETRY)
         genuine = self._cursor.genuine if self._cursor.check is not None else None
         pages = self._tasks.follow(attached, reader, after=self._cursor.sequence, genuine=genuine)
         try:
             async with contextlib.aclosing(_with_pings(pages, self._streams.ping_s)) as pinged:
                 async for page in pinged:
-                    await _body(send, _frames(page))
+                    await send_body(send, _frames(page))
         except Cut as cut:
             return str(cut)
         except TimeoutError:
@@ -151,6 +132,46 @@ class TaskStream:
             return "unreadable"
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
+
+
+@contextlib.asynccontextmanager
+async def held(
+    streams: Streams, revocations: Revocations, principal: Principal
+) -> AsyncGenerator[tuple[Reader, asyncio.Future[str]]]:
+    """What an open stream holds: a place among those that a drain cuts, and an ear for its token's end.
+
+    Raises NotAuthenticated.
+    """
+    reader = streams.reader()
+    revoked = revocations.watch(principal)
+    try:
+        await revocations.check(principal)
+        yield reader, revoked
+    finally:
+        revocations.unwatch(principal, revoked)
+        streams.release(reader)
+
+
+async def until_over(
+    writing: Coroutine[None, None, str | None],
+    leaving: Coroutine[None, None, None],
+    revoked: asyncio.Future[str],
+    cut: asyncio.Future[str],
+) -> str | None:
+    """Write to the end, until the client leaves, or until a cut: then why. (None: it came to its end, or they left.)"""
+    works = asyncio.ensure_future(writing), asyncio.ensure_future(leaving)
+    written = works[0]
+    try:
+        await asyncio.wait({*works, revoked, cut}, return_when=asyncio.FIRST_COMPLETED)
+        if revoked.done():
+            return revoked.result()
+        if written.done():
+            return written.result()
+        return cut.result() if cut.done() else None
+    finally:
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
 
 
 async def _with_pings(
@@ -188,13 +209,13 @@ def _frames(page: list[Recorded] | None) -> bytes:
     return b"".join(map(frame, page)) or PING
 
 
-async def _body(send: Send, content: bytes) -> None:
+async def send_body(send: Send, content: bytes) -> None:
     """Raises TimeoutError for a client that takes nothing for so long: it may be long gone, and it holds a task."""
     async with asyncio.timeout(STALLED_S):
         await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
-def _abort_later(scope: Scope) -> None:
+def abort_later(scope: Scope) -> None:
     """Have the connection dropped: a server's polite closing waits for a client that reads no more, for ever."""
     try:
         extensions = scope["extensions"]
@@ -205,6 +226,7 @@ def _abort_later(scope: Scope) -> None:
         asyncio.get_running_loop().call_later(LINGER_S, abort)
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
+    """Return once the client has left."""
     while (await receive())["type"] != "http.disconnect":
         continue

@@ -70,7 +70,9 @@ class Metrics:
             registry=self.registry,
         )
         self.open_streams = Gauge("tasktrail_open_streams", "SSE streams being written", registry=in_api)
-        self.streams_cut = _counter("streams_cut", "SSE streams cut off before their end, by reason", "why", in_api)
+        self.streams_cut = _counter(
+            "streams_cut", "Streams and audit feeds cut off before their end, by reason", "why", in_api
+        )
         self.requests = _counter("http_requests", "HTTP answers, by status; 0: the client left first", "status", in_api)
         self.runs = _counter("runs_begun", "Runs begun", "agent", in_worker)
         self.failed_runs = _counter(

@@ -163,6 +163,12 @@ WEB = (
         default=HTTP.max_stream_bytes,
     ),
     option("--max-attached", "Tasks that are kept in memory.", MANY, default=HTTP.max_attached),
+    option(
+        "--max-audit-feeds",
+        "Readers of the audit feed at once; each has a consumer.",
+        MANY,
+        default=HTTP.max_audit_feeds,
+    ),
     option("--ping-s", "Seconds between a quiet stream's comments.", SOME_SECONDS, default=HTTP.ping_s),
 )
 OFFER = (

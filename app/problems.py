@@ -23,6 +23,14 @@ class BadRequest(Exception):
     """The request can't be understood; the message says where."""
 
 
+class UnknownCursor(Exception):
+    """It is of another life of the log: what was read before it is void."""
+
+
+class TooManyFeeds(Exception):
+    """This process serves as many audit feeds as it may."""
+
+
 class Refused(Exception):
     """`decide` rejected the command."""
 
@@ -62,6 +70,8 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     NotFound: (404, "not_found", "Not found"),
     BadRequest: (400, "bad_request", "The request can't be understood"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
+    UnknownCursor: (409, "unknown_cursor", "A cursor of another life of the log"),
+    TooManyFeeds: (503, "too_many_feeds", "As many audit feeds as there may be"),
     BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
     TooLarge: (413, "too_large", "Too large"),
@@ -75,7 +85,13 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     RecursionError: (400, "bad_request", "The request is nested too deeply"),
     UnicodeDecodeError: (400, "bad_request", "The request is not UTF-8"),
 }
-RETRY_AFTER_S: dict[str, int] = {"log_full": 30, "outcome_unknown": 1, "log_unavailable": 1, "views_unavailable": 1}
+RETRY_AFTER_S: dict[str, int] = {
+    "log_full": 30,
+    "outcome_unknown": 1,
+    "log_unavailable": 1,
+    "views_unavailable": 1,
+    "too_many_feeds": 5,
+}
 TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 413: "Too large", 500: "A fault of ours"}
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 500: "internal_error"}
 

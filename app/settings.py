@@ -24,6 +24,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     max_stream_bytes: int = MIB
     ping_s: float = 15.0
     max_attached: int = 10_000
+    max_audit_feeds: int = 256
     reads: Literal["strict", "bounded"] = "strict"
 
     @property

@@ -98,6 +98,14 @@ class JetStreamBlobs:
             raise BlobDamaged(f"blob {name}: {len(content)} bytes that are not what was stored (a replica behind?)")
         return content
 
+    async def append_of(self, name: str) -> tuple[str, int] | None:
+        """Subject and expected sequence of the append that a blob belongs to; None: there is no such blob, or it is of
+        no append. Raises LogUnavailable."""
+        meta = await self._meta(name)
+        if meta is None or not meta.metadata.get("subject"):
+            return None
+        return meta.metadata["subject"], int(meta.metadata["expected"])
+
     async def purge(self, subject: str) -> None:
         """Remove what is on one of the bucket's subjects. Raises LogUnavailable."""
         try:

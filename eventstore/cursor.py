@@ -44,6 +44,7 @@ def cursor_of(text: str) -> Cursor:
     """An event id, or a bare sequence. Raises BadCursor."""
     sequence, dash, check = text.partition("-")
     digits = [sequence, check] if dash else [sequence]
-    if not all(part.isascii() and part.isdigit() and len(part) <= 19 for part in digits):
+    # 20: as CloudEvents write a sequence, with zeros before it.
+    if not all(part.isascii() and part.isdigit() and len(part) <= 20 and int(part) < 10**19 for part in digits):
         raise BadCursor(f"not an event id: {text[:60]!r}")
     return Cursor(int(sequence), int(check) if dash else None)

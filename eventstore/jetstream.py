@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 
 import structlog
 
@@ -46,6 +47,8 @@ NO_ROOM = frozenset({10047, 10077, 10023})
 
 AT_ONCE = 256
 """Records put back without waiting for the acknowledgement of those before."""
+EPOCH, FAR = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""The server counts nanoseconds in 64 bits: moments before and after mean others to it."""
 WINDOW = 1024
 """Appends in flight at most; more wait their turn."""
 
@@ -185,9 +188,31 @@ class JetStreamLog:
         self._tails.append(tail)
         return tail
 
-    async def replay(self, *, after: int, owner: Owner | None = None) -> StreamReplay:
-        """All that comes after a sequence; of one owner only, where one is named."""
-        subjects = () if owner is None else subjects_of(owner)
+    async def at(self, sequence: int) -> Arrival | None:
+        """The record with this sequence."""
+        return await self._stream.get(sequence=sequence)
+
+    async def first_since(self, moment: datetime) -> int:
+        """The sequence of the first record since a moment, or the next one's."""
+        last = await self.last_sequence()
+        first = await self._stream.get(since=min(max(moment, EPOCH), FAR))
+        return last + 1 if first is None else first.sequence
+
+    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+        """A record and its blob, found by what the blob says of its append."""
+        append = await self.blobs.append_of(record_id)
+        if append is None:
+            return None
+        subject, expected = append
+        record = await self._stream.get(sequence=expected + 1, subject=subject)
+        if record is None or _id_of(record) != record_id:
+            return None
+        content = await self.blobs.get(record_id)
+        return None if content is None else (record, content)
+
+    async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> StreamReplay:
+        """All that comes after a sequence; of one owner only, or of these subjects, where they are named."""
+        subjects = subjects if owner is None else subjects_of(owner)
         return await StreamReplay.open(self.connection, self._stream, after=after, subjects=subjects)
 
     async def sweep_blobs(self) -> int:

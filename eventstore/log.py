@@ -15,7 +15,8 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import datetime
 from functools import cached_property
 from typing import Protocol
 
@@ -25,6 +26,8 @@ PARTITIONS = 16
 CHECKPOINTS = "checkpoints"
 """The subject of what is said of the log itself."""
 OWNER = re.compile(r"[a-z0-9_-]{1,64}")
+OWNER_WORD = re.compile(r"[a-z0-9_-]{1,240}")
+"""An owner as a subject's word: what `owner_word` makes."""
 AGENT = re.compile(r"[a-z0-9_-]{1,64}")
 TASK_ID = re.compile(r"task_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -85,10 +88,12 @@ def owner_word(name: str) -> Owner:
 
 def task_subject(owner: Owner, task_id: TaskId) -> str:
     """`tasks.<partition>.<owner>.<task_id>`: the one place that makes subjects."""
+    return _task_subject(_checked(owner), task_id)
+
+
+def _task_subject(owner: str, task_id: TaskId) -> str:
     if not TASK_ID.fullmatch(task_id):
         raise BadSubject(f"not a task id: {task_id[:80]!r}")
-    if not re.fullmatch(r"[a-z0-9_-]{1,240}", owner):
-        raise BadSubject(f"not an owner: {owner[:80]!r}")
     return f"tasks.{zlib.crc32(task_id.encode()) % PARTITIONS}.{owner}.{task_id}"
 
 
@@ -102,9 +107,22 @@ def task_of_subject(subject: str) -> tuple[Owner, TaskId] | None:
 
 def subjects_of(owner: Owner) -> tuple[str, ...]:
     """All that is said of one owner's tasks and sessions, as filters."""
-    if not re.fullmatch(r"[a-z0-9_-]{1,240}", owner):
+    return f"tasks.*.{_checked(owner)}.>", f"sessions.{owner}.>"
+
+
+def subjects_about(owners: Collection[Owner], tasks: Collection[TaskId]) -> tuple[str, ...]:
+    """Filters: what is said of these owners, or of these tasks of theirs. Where no owner is named all are meant, and
+    where several are, a filter for tasks does not tell them apart."""
+    if not tasks:
+        return tuple(subject for owner in sorted(owners) for subject in subjects_of(owner))
+    whose = _checked(next(iter(owners))) if len(owners) == 1 else "*"
+    return tuple(_task_subject(whose, task_id) for task_id in sorted(tasks))
+
+
+def _checked(owner: Owner) -> Owner:
+    if not OWNER_WORD.fullmatch(owner):
         raise BadSubject(f"not an owner: {owner[:80]!r}")
-    return f"tasks.*.{owner}.>", f"sessions.{owner}.>"
+    return owner
 
 
 class Recorded:
@@ -284,12 +302,29 @@ class EventLog(Protocol):
         """The leader's word for the log's last sequence. Raises LogUnavailable."""
         ...
 
+    async def at(self, sequence: int) -> Arrival | None:
+        """From the leader: the record with this sequence, whosever it is; None: there is none.
+
+        Raises LogUnavailable.
+        """
+        ...
+
+    async def first_since(self, moment: datetime) -> int:
+        """The sequence of the first record that came into the log at or after a moment, by its server's clock; where
+        there is none yet, the next. Raises LogUnavailable."""
+        ...
+
+    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+        """A record that refers to a blob, and the blob; None: there is no such record. Raises LogUnavailable."""
+        ...
+
     async def sweep_blobs(self) -> int:
         """Remove the blobs whose fact never came; how many there were. Raises LogUnavailable."""
         ...
 
-    async def replay(self, *, after: int, owner: Owner | None = None) -> Replay:
-        """All that comes after a sequence; of one owner only, where one is named. Raises LogUnavailable, BadSubject."""
+    async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> Replay:
+        """All that comes after a sequence; of one owner only, or of these subjects (`subjects_about`), where they are
+        named. Raises LogUnavailable, BadSubject."""
         ...
 
     async def tail(self, on_arrival: OnArrival, on_reset: OnReset, *, after: int | None = None) -> Tail:

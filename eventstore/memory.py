@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+from bisect import bisect_left
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import accumulate
 
 import structlog
@@ -171,6 +173,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self.blobs = MemoryBlobs()
         self.arrivals: list[Arrival] = []
+        self._came_at: list[datetime] = []
         self._subjects: dict[str, list[Recorded]] = {}
         self._tails: list[MemoryTail] = []
         self.replays: set[MemoryReplay] = set()
@@ -219,6 +222,7 @@ class MemoryLog:
     def _add(self, subject: str, stored: bytes) -> Arrival:
         arrival = Arrival(len(self.arrivals) + 1, subject, stored)
         self.arrivals.append(arrival)
+        self._came_at.append(datetime.now(UTC))
         for tail in self._tails:
             tail.grown()
         for replay in self.replays:
@@ -251,13 +255,28 @@ class MemoryLog:
         """The log's last sequence."""
         return len(self.arrivals)
 
+    async def at(self, sequence: int) -> Arrival | None:
+        """The record with this sequence."""
+        return self.arrivals[sequence - 1] if 0 < sequence <= len(self.arrivals) else None
+
+    async def first_since(self, moment: datetime) -> int:
+        """The sequence of the first record since a moment, or the next one's."""
+        return bisect_left(self._came_at, moment) + 1
+
+    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+        """A record and its blob."""
+        content = await self.blobs.get(record_id)
+        named = (one for one in self.arrivals if codec.decode(one.stored).record_id == record_id)
+        record = next(named, None) if content is not None else None
+        return None if content is None or record is None else (record, content)
+
     async def sweep_blobs(self) -> int:
         """Nothing outlives a crash here."""
         return 0
 
-    async def replay(self, *, after: int, owner: Owner | None = None) -> MemoryReplay:
-        """All that comes after a sequence; of one owner only, where one is named."""
-        filters = () if owner is None else subjects_of(owner)
+    async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> MemoryReplay:
+        """All that comes after a sequence; of one owner only, or of these subjects, where they are named."""
+        filters = subjects if owner is None else subjects_of(owner)
         patterns = [re.escape(one).replace(r"\*", "[^.]+").replace(">", ".+") for one in filters]
         replay = MemoryReplay(self, after, tuple(map(re.compile, patterns)))
         self.replays.add(replay)

@@ -14,7 +14,8 @@ from eventstore.stream import Stream
 from eventstore.tail import StreamTail
 
 LEAST = 2_000
-"""More is asked for as soon as fewer wait here to be taken."""
+LEAST_BYTES = 4 * 1024 * 1024
+"""More is asked for as soon as fewer records, with fewer bytes, wait here to be taken."""
 
 
 class StreamReplay:
@@ -24,6 +25,7 @@ class StreamReplay:
         self._flow = flow
         self._tail: StreamTail | None = None
         self._queue: deque[Arrival] = deque()
+        self._bytes = 0
         self._another = False
         self._woken = asyncio.Event()
         self._wanted = 1
@@ -70,7 +72,8 @@ class StreamReplay:
         if self._another:
             raise LogIsAnother("the log went back")
         taken = [self._queue.popleft() for _ in range(min(at_most, len(self._queue)))]
-        if len(self._queue) < LEAST and not self._flow.room:
+        self._bytes -= sum(len(one.stored) for one in taken)
+        if self._has_room and not self._flow.room:
             self._flow.room = True
             with suppress(LogUnavailable):
                 await self.tail.go_on()  # what can't be asked now is asked when there is a connection again
@@ -86,6 +89,10 @@ class StreamReplay:
         assert self._tail is not None, "build with open()"
         return self._tail
 
+    @property
+    def _has_room(self) -> bool:
+        return len(self._queue) < LEAST and self._bytes < LEAST_BYTES
+
     async def _wait(self, wanted: int, within_s: float) -> None:
         """Until so many are here, or there is no use in waiting."""
         self._wanted = wanted
@@ -100,7 +107,8 @@ class StreamReplay:
         if self._another:
             return
         self._queue.append(arrival)
-        self._flow.room = len(self._queue) < LEAST
+        self._bytes += len(arrival.stored)
+        self._flow.room = self._has_room
         if len(self._queue) >= self._wanted:
             self._woken.set()
 

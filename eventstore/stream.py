@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 import msgspec
 import structlog
@@ -125,13 +126,18 @@ class Stream:
         info = msgspec.convert(body, type=_Info)
         return StreamState(info.state.first_seq, info.state.last_seq, info.state.bytes, info.config.max_bytes)
 
-    async def get(self, *, sequence: int | None = None, subject: str | None = None) -> Arrival | None:
-        """From the leader: the message at a sequence, or a subject's last, or a subject's first from a sequence on.
+    async def get(
+        self, *, sequence: int | None = None, subject: str | None = None, since: datetime | None = None
+    ) -> Arrival | None:
+        """From the leader: the message at a sequence, or a subject's last, or a subject's first from a sequence on, or
+        the first since a moment.
 
         None: there is none. Raises LogUnavailable.
         """
-        if sequence is None:
-            request: dict[str, object] = {"last_by_subj": subject}
+        if since is not None:
+            request: dict[str, object] = {"start_time": since.isoformat(), "next_by_subj": ">"}
+        elif sequence is None:
+            request = {"last_by_subj": subject}
         elif subject is None:
             request = {"seq": sequence}
         else:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
+import msgspec
 import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -237,10 +238,12 @@ class StreamTail:
         if self._subjects:
             config["filter_subjects"] = self._subjects
         request = {"stream_name": self._stream.name, "config": config}
+        call = f"CONSUMER.CREATE.{self._stream.name}.{self._consumer}"
         try:
-            await self._connection.api(f"CONSUMER.CREATE.{self._stream.name}.{self._consumer}", request, timeout_s=1.0)
+            made = await self._connection.api(call, request, timeout_s=1.0)
         except RefusedByServer as error:
             raise LogUnavailable(str(error)) from error
+        self._pending = msgspec.convert(made.get("num_pending", 0), int)
         self._heard_at = time.monotonic()
         self._live = True
         await self.go_on()
@@ -318,11 +321,11 @@ class StreamTail:
         # <domain>.<account> before the stream.
         at = 5 if len(words) == 9 else 7
         sequence, consumer_sequence = int(words[at]), int(words[at + 1])
-        self._pending = int(words[-1])
         if consumer_sequence != self._consumer_sequence + 1:
             self._break()
             return
         self._consumer_sequence = consumer_sequence
+        self._pending = int(words[-1])  # not before: what a hole hides is still to come
         self._flow.took()
         if sequence <= self._position:
             return

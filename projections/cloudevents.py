@@ -76,6 +76,14 @@ def cloudevent_of(arrival: Arrival) -> bytes:
     return _encode(event)
 
 
+def type_of(arrival: Arrival) -> str:
+    """The tag of its fact, also where only a newer release knows it."""
+    try:
+        return _said.decode(arrival.stored).fact.type
+    except msgspec.DecodeError:
+        return CHECKPOINT if arrival.subject == "checkpoints" else UNREADABLE
+
+
 def origin(subject: str) -> tuple[str, str | None]:
     """Source and subject of what stands on a subject of the log: its owner's, and which task or session."""
     kind, *words = subject.split(".")
@@ -94,7 +102,7 @@ def _unread(arrival: Arrival, source: str, subject: str | None, sequence: str) -
         specversion="1.0",
         id=f"{arrival.sequence}-{arrival.sha256}",
         source=source,
-        type=CHECKPOINT if source == "/checkpoints" else UNREADABLE,
+        type=type_of(arrival),
         sequence=sequence,
         subject=subject,
     )

@@ -107,4 +107,4 @@ def whose(subject: str) -> tuple[Owner, TaskId | None] | None:
     if (task := task_of_subject(subject)) is not None:
         return task
     words = subject.split(".")
-    return (Owner(words[1]), None) if len(words) == 3 and words[0] == "sessions" else None
+    return (Owner(words[1]), None) if len(words) > 2 and words[0] == "sessions" else None

@@ -18,6 +18,7 @@ from app.settings import HttpSettings, LogSettings
 from app.tasks import Cause, Done
 from eventstore.connection import NatsAddress
 from eventstore.events import Owner, TaskId
+from eventstore.log import Arrival
 from eventstore.tokens import SCOPES, Scope
 
 ALL_SCOPES: tuple[Scope, ...] = SCOPES
@@ -55,6 +56,18 @@ class Api(Struct):
     async def frames(self, task_id: TaskId) -> list[bytes]:
         """The task's frames, made from what the log holds."""
         return [frame(recorded) for recorded in await self.rooms.tasks.log.read(DEV, task_id)]
+
+    async def arrivals(self) -> list[Arrival]:
+        """All that is in the log, whosever it is."""
+        log = self.rooms.tasks.log
+        replay = await log.replay(after=0)
+        try:
+            last, found = await log.last_sequence(), list[Arrival]()
+            while replay.position < last:
+                found += await replay.take(1_000, within_s=1.0)
+            return found
+        finally:
+            await replay.close()
 
     def metric(self, name: str, **labels: str) -> float:
         """One figure of `/metrics`, 0 where it was never counted."""

@@ -32,6 +32,7 @@ from app.dialects.native import (
     TaskList,
     Why,
 )
+from app.dialects.native_audit import LogPage
 from app.problems import CODES, ERRORS, REJECTED, ProblemDetails
 from eventstore import events
 from eventstore.connection import NatsAddress
@@ -41,7 +42,8 @@ from tests.walk.serving import Serving, clean_environment, free_port, serving
 PROJECT = Path(__file__).parents[1]
 DOCS = PROJECT / "docs"
 CLUSTER = DOCS / "how-to" / "run-against-a-cluster.md"
-RUN = [PROJECT / "README.md", DOCS / "tutorial.md", *sorted(set((DOCS / "how-to").glob("*.md")) - {CLUSTER})]
+THE_LOG = DOCS / "how-to" / "consume-the-log.md"
+RUN = [PROJECT / "README.md", DOCS / "tutorial.md", *sorted(set((DOCS / "how-to").glob("*.md")) - {CLUSTER, THE_LOG})]
 PAGES = [*sorted(PROJECT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"^\$ (?P<command>(?:[^\n]*\\\n)*[^\n]*)\n(?P<shown>(?:(?!\$ )[^\n]*\n)*)", re.M)
@@ -141,7 +143,14 @@ async def test_what_the_cluster_page_shows_works_as_shown(nats_address: NatsAddr
     await run_page(CLUSTER, at_home(tmp_path), NATS_URL=nats_address.url, PORT=str(free_port()))
 
 
-@pytest.mark.parametrize("page", [*RUN, CLUSTER], ids=name)
+@needs_curl
+async def test_what_the_page_on_the_log_shows_works_as_shown(nats_address: NatsAddress, tmp_path: Path) -> None:
+    home = at_home(tmp_path)
+    async with serving(home / ".tasktrail", "--nats-url", nats_address.url) as service:
+        await run_page(THE_LOG, home, URL=service.url, TOKEN=service.token, NATS_URL=nats_address.url)
+
+
+@pytest.mark.parametrize("page", [*RUN, CLUSTER, THE_LOG], ids=name)
 def test_what_is_not_run_says_why(page: Path) -> None:
     for line, language, _, why_not in blocks(page):
         assert language in ("console", "python", "json", "text"), f"{name(page)}:{line}: nobody runs {language!r}"
@@ -166,7 +175,7 @@ def test_every_field_and_status_of_the_api_is_told() -> None:
     fields = {field for shape in shapes for field in shape.__struct_fields__}
     assert fields | set(get_args(PublicStatus)) | set(SCOPES) <= told
     page = read("reference/http-api.md")
-    for shape in (NewMessage, NewReview, Why, EventPage, TaskList, AgentBody):
+    for shape in (NewMessage, NewReview, Why, EventPage, TaskList, AgentBody, LogPage):
         assert all(f'"{field}"' in page for field in shape.__struct_fields__), shape
 
 

@@ -33,6 +33,7 @@ from app.dialects.native import (
     task_id_of,
     to_command,
 )
+from app.dialects.native_audit import AFTER, get_log, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, tasks_options
 from app.dialects.native_past import AT, past_task
@@ -56,11 +57,6 @@ TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
 COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
-
-# The pattern is for the reader of the schema; what is no cursor is refused by `cursor_of`, in its own words.
-AFTER = QueryParameter(
-    description="an event id or a sequence", schema_extra={"pattern": "^[0-9]{1,19}(-[0-9]{1,19})?$"}
-)
 
 TaskPath = FromPath[str]
 Said = TypeVar("Said", bound=msgspec.Struct)
@@ -238,7 +234,8 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 def routes() -> Router:
     """All of them."""
     handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
-    handlers += [resume_task, send_message, review_task, list_agents, sign_checkpoint, get_asyncapi, get_facts_schema]
+    handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob, sign_checkpoint]
+    handlers += [get_asyncapi, get_facts_schema]
     return Router(path="/", route_handlers=handlers)
 
 

@@ -20,6 +20,8 @@ from tests.lifecycle.commands import request_review, start_run
 METHODS = {"get", "post", "put", "patch", "delete"}
 OPERATIONS = {
     "GET /agents",
+    "GET /events",
+    "GET /events/blobs/{record_id}",
     "GET /health/live",
     "GET /health/ready",
     "GET /metrics",

@@ -2,14 +2,25 @@
 
 import asyncio
 import hashlib
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
 
 from eventstore import codec
 from eventstore.events import Owner, TaskId, UnknownFact
-from eventstore.log import BadSubject, EventLog, LogUnavailable, Recorded, WrongExpectedSequence, task_subject
+from eventstore.log import (
+    BadSubject,
+    EventLog,
+    LogUnavailable,
+    Recorded,
+    WrongExpectedSequence,
+    subjects_about,
+    task_subject,
+)
 from tests.log.logs import ANN, SOON_S, Ear, created, grow, new_task, record_of, said, write_against_others
+
+EARLY, LATE = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 async def test_an_absent_task_has_no_last_sequence_and_no_records(log: EventLog):
@@ -309,3 +320,59 @@ async def test_a_read_is_bounded_in_bytes_and_gives_one_record_at_least(log: Eve
     assert 1 <= len(read) < 12
     assert [one.stored for one in read] == [one.stored for one in grown[: len(read)]]
     assert len(await log.read(ANN, task, after=grown[1].sequence, limit=1, max_bytes=1)) == 1
+
+
+async def test_a_record_is_found_by_its_sequence(log: EventLog):
+    first, second = await grow(log, new_task(), 2)
+    found = await log.at(second.sequence)
+    assert found is not None
+    assert (found.sequence, found.stored) == (second.sequence, second.stored)
+    assert await log.at(second.sequence + 1) is None
+    assert first.sequence == 1
+
+
+async def test_the_first_record_since_a_moment_is_found_or_the_next(log: EventLog):
+    assert await log.first_since(EARLY) == 1
+    await grow(log, new_task(), 3)
+    between = datetime.now(UTC)
+    await grow(log, new_task(), 3)
+    assert [await log.first_since(moment) for moment in (EARLY, between, LATE)] == [1, 4, 7]
+
+
+async def test_a_blob_is_found_with_the_record_that_refers_to_it(log: EventLog):
+    await grow(log, new_task(), 3)
+    task = new_task()
+    large = await log.append(ANN, task, record_of(created("x" * 300_000)), 0)
+    (small,) = await grow(log, task, 1, large)
+    found = await log.blob_of(large.record.record_id)
+    assert found is not None
+    record, content = found
+    assert (record.sequence, record.stored) == (large.sequence, large.stored)
+    assert codec.field_of(content, "title") == "x" * 300_000
+    assert await log.blob_of(small.record.record_id) is None
+    await log.blobs.put("an orphan", b"{}", subject=record.subject, expected=large.sequence)
+    assert await log.blob_of("an orphan") is None
+
+
+async def test_owners_and_tasks_make_filters(log: EventLog):
+    bob = Owner("bob")
+    tasks = [new_task() for _ in range(3)]
+    for owner, task in zip((ANN, bob, bob), tasks, strict=True):
+        await log.append(owner, task, record_of(created()), 0)
+    asked: list[tuple[set[Owner], set[TaskId], list[int]]] = [
+        (set(), set(), [1, 2, 3]),
+        ({ANN, bob}, set(), [1, 2, 3]),
+        ({bob}, set(), [2, 3]),
+        ({bob}, set(tasks[:2]), [2]),
+        (set(), set(tasks[1:]), [2, 3]),
+        ({ANN, bob}, set(tasks[:2]), [1, 2]),
+    ]
+    for owners, wanted, sequences in asked:
+        replay = await log.replay(after=0, subjects=subjects_about(owners, wanted))
+        taken = [arrival.sequence for arrival in await replay.take(3, within_s=SOON_S, linger_s=0.1)]
+        assert taken == sequences
+        await replay.close()
+    with pytest.raises(BadSubject):
+        subjects_about({Owner("*")}, set())
+    with pytest.raises(BadSubject):
+        subjects_about(set(), {TaskId(">")})

@@ -123,6 +123,34 @@ async def test_a_slow_taker_holds_little_in_memory_and_misses_nothing(
     assert most <= 50 + 2 * 100
 
 
+async def test_a_slow_taker_of_large_records_holds_few_of_them(
+    stream_log: JetStreamLog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flow, "AT_ONCE_BYTES", 1024 * 1024)
+    monkeypatch.setattr("eventstore.replay.LEAST_BYTES", 1024 * 1024)
+    last = await filled(stream_log, 100, "x" * 200_000)
+    async with stream_replay_of(stream_log) as replay:
+        taken: list[Arrival] = []
+        most = 0
+        while replay.position < last:
+            taken += await replay.take(1, within_s=1.0)
+            await asyncio.sleep(0.002)
+            most = max(most, replay.held)
+    assert [one.sequence for one in taken] == [*range(1, last + 1)]
+    assert most <= 3 * 1024 * 1024 // 200_000 + 1
+
+
+async def test_how_many_are_still_to_be_taken_is_known_from_the_beginning(stream_log: JetStreamLog):
+    await filled(stream_log, 3)
+    async with stream_replay_of(stream_log) as replay:
+        assert replay.lag == 3
+        assert len(await replay.take(3, within_s=SOON_S, linger_s=SOON_S)) == 3
+        assert replay.lag == 0
+    nobodys = await stream_log.replay(after=0, owner=BOB)
+    assert nobodys.lag == 0
+    await nobodys.close()
+
+
 async def test_large_records_are_asked_for_by_their_bytes(stream_log: JetStreamLog, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(flow, "AT_ONCE_BYTES", 1024 * 1024)
     last = await filled(stream_log, 60, "x" * 200_000)

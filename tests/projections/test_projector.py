@@ -307,8 +307,8 @@ class FickleLog(MemoryLog):
         self.resets.append(on_reset)
         return await super().tail(on_arrival, on_reset, after=after)
 
-    async def replay(self, *, after: int, owner: Owner | None = None) -> FickleReplay:
-        assert owner is None
+    async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> FickleReplay:
+        assert (owner, subjects) == (None, ())
         replay = FickleReplay(self, after, ())
         self.given.append(replay)
         self.replays.add(replay)

@@ -60,7 +60,7 @@ async def let_go(api: Api) -> None:
 
 def streaming() -> list[str]:
     """What is at work on a stream in this loop."""
-    words = ("TaskStream", "coro=<_gone", "coro=<_next", "run_asgi")
+    words = ("TaskStream", "coro=<gone", "coro=<_next", "run_asgi")
     return [str(task) for task in asyncio.all_tasks() if any(word in str(task) for word in words)]
 
 

@@ -1,0 +1,191 @@
+"""The log for auditors: where a reader begins, what of it is theirs, where they are; however it is written."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+
+from msgspec import Struct
+
+from app.audit_filter import Agents, Wanted, is_wanted
+from app.following import PAGE_BYTES
+from app.problems import TooManyFeeds, UnknownCursor
+from eventstore.cursor import Cursor, event_id
+from eventstore.events import Owner
+from eventstore.log import Arrival, EventLog, LogUnavailable, Replay
+from projections.lines import whose
+
+AT_ONCE = 256
+MAX_SCANNED = 100_000
+"""Records that are looked at for one page: where few of them are wanted, a page may be empty and not the last."""
+PATIENCE_S = 5.0
+WITHIN_S = 0.5
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """What a reader asks for. `only`: whose records they may see at all; None: everybody's."""
+
+    wanted: Wanted
+    only: Owner | None
+    cursor: Cursor | None = None
+    since: datetime | None = None
+    limit: int | None = None
+    follow: bool = False
+
+
+class Reading:
+    """One reader of the log, somewhere in it."""
+
+    def __init__(
+        self, replay: Replay, question: Question, agents: Agents, *, after: int, last: int, reset: bool
+    ) -> None:
+        self.last = last
+        self.reset = reset
+        self.position = after
+        self._last_id: str | None = None
+        self.scanned = 0
+        self.more = False
+        self._replay = replay
+        self._question = question
+        self._agents = agents
+        self._left: int | None = question.limit
+        self._exhausted = after >= last or replay.lag == 0
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to come for who does not follow; or they have as many as they wanted."""
+        return self._left == 0 or (self._exhausted and not self._question.follow)
+
+    @property
+    def cursor(self) -> str:
+        """From where to go on: an event id, where the last record that was passed was given."""
+        return self._last_id or str(self.position)
+
+    async def take(self, *, within_s: float, room_bytes: int | None = None) -> list[Arrival]:
+        """The next ones that are wanted; none where none came in time, or none of those that came are wanted. With
+        `room_bytes`, about so many, and at least one. Raises LogIsAnother, LogUnavailable."""
+        found: list[Arrival] = []
+        if self.over:
+            return found
+        # What was still to come may have left the log: that is heard of, but it wakes nobody.
+        taken = await self._replay.take(
+            AT_ONCE, within_s=within_s if self._question.follow else min(within_s, WITHIN_S)
+        )
+        for arrival in taken:
+            if arrival.sequence > self.last and not self._question.follow:
+                self._exhausted = True
+                return found
+            if self._left == 0 or (room_bytes is not None and room_bytes <= 0):
+                self.more = True
+                return found
+            self.scanned += 1
+            self.position, self._last_id = arrival.sequence, None
+            if await is_wanted(arrival, self._question.wanted, self._agents):
+                found.append(arrival)
+                self._last_id = event_id(arrival)
+                self._left = None if self._left is None else self._left - 1
+                room_bytes = None if room_bytes is None else room_bytes - len(arrival.stored)
+        self._look_ahead()
+        return found
+
+    def _look_ahead(self) -> None:
+        """All that came was taken: is that all that there was to come?"""
+        passed = min(self._replay.position, self.last)
+        if passed > self.position:
+            self.position, self._last_id = passed, None
+        self._exhausted = self._replay.position >= self.last or self._replay.lag == 0
+        if self._exhausted and self.position < self.last:
+            self.position, self._last_id = self.last, None
+        self.more = not self._exhausted
+
+
+class Page(Struct, frozen=True):
+    """Some records, and how to go on."""
+
+    arrivals: list[Arrival]
+    more: bool
+    position: int
+    cursor: str
+    last: int
+
+
+class AuditFeeds:
+    """The readers of one process: so many at once, each with a consumer of its own, at its own pace."""
+
+    def __init__(self, event_log: EventLog, *, max_feeds: int) -> None:
+        self._log = event_log
+        self._agents = Agents(event_log)
+        self._max_feeds = max_feeds
+        self.open = 0
+
+    @contextmanager
+    def place(self) -> Generator[None]:
+        """For as long as somebody reads. Raises TooManyFeeds."""
+        if self.open >= self._max_feeds:
+            raise TooManyFeeds(f"this process serves {self._max_feeds} at once")
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+    @asynccontextmanager
+    async def reading(self, question: Question, *, resets: bool = False) -> AsyncGenerator[Reading]:
+        """Begin to read. A cursor of another life of the log: from the beginning, where `resets` says that the reader
+        can be told so. Raises UnknownCursor, LogUnavailable."""
+        last = await self._log.last_sequence()
+        after = 0 if question.since is None else min(await self._log.first_since(question.since) - 1, last)
+        known = question.cursor is None or await self._is_known(question.cursor, last, question.only)
+        if not known and not resets:
+            raise UnknownCursor("the log holds no such record: read it from its beginning")
+        if known and question.cursor is not None:
+            after = max(after, question.cursor.sequence)
+        replay = await self._log.replay(after=after, subjects=question.wanted.subjects)
+        try:
+            yield Reading(replay, question, self._agents, after=after, last=last, reset=not known)
+        finally:
+            await replay.close()
+
+    async def page(self, question: Question) -> Page:
+        """Up to `limit` records, and about PAGE_BYTES of them. Raises UnknownCursor, LogUnavailable, TooManyFeeds."""
+        found: list[Arrival] = []
+        room_bytes = PAGE_BYTES
+        with self.place():
+            async with self.reading(question) as reading:
+                heard_at = asyncio.get_running_loop().time()
+                while not reading.over and room_bytes > 0 and reading.scanned < MAX_SCANNED:
+                    before = reading.position
+                    came = await reading.take(within_s=PATIENCE_S, room_bytes=room_bytes)
+                    found += came
+                    room_bytes -= sum(len(arrival.stored) for arrival in came)
+                    now = asyncio.get_running_loop().time()
+                    if reading.position > before:
+                        heard_at = now
+                    elif now - heard_at > PATIENCE_S:
+                        raise LogUnavailable(f"nothing came within {PATIENCE_S:g} s")
+                return Page(found, reading.more, reading.position, reading.cursor, reading.last)
+
+    async def blob(self, record_id: str, only: Owner | None) -> bytes | None:
+        """The blob that a record refers to; None: there is none, or it is another owner's. Raises LogUnavailable."""
+        found = await self._log.blob_of(record_id)
+        if found is None:
+            return None
+        record, content = found
+        return content if _may_see(record, only) else None
+
+    async def _is_known(self, cursor: Cursor, last: int, only: Owner | None) -> bool:
+        """Whether a cursor is of this life of the log. A record that is gone (its task left, archived) can't tell."""
+        if cursor.sequence > last:
+            return False
+        if cursor.check is None:
+            return True
+        record = await self._log.at(cursor.sequence)
+        # Nobody was ever given the id of another owner's record.
+        return record is None or (_may_see(record, only) and cursor.genuine(record))
+
+
+def _may_see(record: Arrival, only: Owner | None) -> bool:
+    if only is None:
+        return True
+    owned = whose(record.subject)
+    return owned is not None and owned[0] == only
