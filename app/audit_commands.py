@@ -191,7 +191,11 @@ def _report(verified: Verified, task_id: TaskId | None) -> str:
 
 def _signatures(verified: Verified) -> list[str]:
     if not verified.checkpoints:
-        return ["nothing is signed here: that the end of a task, or a whole task, is missing can't be seen"]
+        return (
+            []
+            if not verified.whole
+            else ["nothing is signed here: that the end of a task, or a whole task, is missing can't be seen"]
+        )
     trust = "as given" if verified.keys_given else "trusted because the log itself says so; --key says whom you trust"
     lines = [
         f"signed up to record {verified.signed_up_to:,}; checkpoints: {verified.checkpoints:,}; keys ({trust}):",

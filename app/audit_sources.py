@@ -14,7 +14,7 @@ from app.checkpoints import Checkpoints
 from app.client import local_in, where
 from app.local import read_local
 from app.logs import configure_logs
-from app.replies import NoAddress, NotTried
+from app.replies import NoAddress, NotTried, Refused
 from app.supervisor import AUDIT_KEY_FILE
 from app.token_commands import replicas_of
 from eventstore.checkpointing import Signed, Signer
@@ -82,6 +82,9 @@ class AuditCommand(Asking):
             return super().ask(ctx)
         except (DirectoryError, EmbeddedServerError) as error:
             raise NotTried(str(error)) from error
+        except Refused as error:
+            # Exit code 1 says that something is wrong with what was audited, and nothing else does.
+            raise NotTried(f"refused: {error}") from error
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own, and where the log is."""

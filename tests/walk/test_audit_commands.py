@@ -12,14 +12,18 @@ from app.audit_options import needs
 from app.local import Local, write_local
 from app.plots import draw
 from app.replies import NotTried
+from eventstore.connection import NatsAddress
+from eventstore.events import Owner
 from eventstore.lock import Lock
 from eventstore.server import EmbeddedServer
+from projections.exports import BLOB
 from projections.lines import line_of
 from projections.statistics import Figures
+from tests.api import running
 from tests.log.logs import until
 from tests.projections.lives import ANN, BOB
 from tests.walk.auditing import ENDED, KEY, NAME, OPEN, RECORDS, records_of, write_history, write_much
-from tests.walk.terminal import Said, Terminal, environment, interrupt, tasktrail
+from tests.walk.terminal import Said, Terminal, end_of, environment, interrupt, line_to, tasktrail
 
 
 async def audit(*words: str | Path) -> Said:
@@ -248,3 +252,49 @@ async def test_one_task_is_verified_alone(nats: str):
     assert said.code == 0, said
     assert "4 records" in said.out  # its own, and the checkpoint
     assert OPEN not in said.out
+
+
+async def test_a_running_service_shows_all_of_its_log_or_one_owners_part(nats_address: NatsAddress, tmp_path: Path):
+    await write_history(nats_address)
+    async with running(nats_address) as api:
+        await api.rooms.tokens.add("tt_bob", BOB, ("audit",))
+        await api.rooms.tokens.add("tt_eve", Owner("eve"), ("tasks:read",))
+        where = ("--url", api.url, "--token")
+        whole, bobs, eves = await asyncio.gather(
+            audit("verify", *where, api.token, "--json"),
+            audit("verify", *where, "tt_bob"),
+            audit("verify", *where, "tt_eve"),
+        )
+        file = tmp_path / "bob.ndjson"
+        exported_by_bob = await audit("export", *where, "tt_bob", "--output", file)
+    assert (whole.code, bobs.code, eves.code) == (0, 0, 2), (whole, bobs, eves)
+    verified = json.loads(whole.out)
+    assert (verified["records"], verified["signed_up_to"], verified["keys"]) == (RECORDS, RECORDS - 1, [NAME])
+    assert ": 1 records in" in bobs.out
+    assert "only one owner's records are shown here" in bobs.out
+    assert "this needs a token with scope audit" in eves.err
+    assert exported_by_bob.code == 0, exported_by_bob
+    header, record = map(json.loads, file.read_bytes().splitlines())
+    assert (header["whole"], record["record"]["fact"]["title"]) == (False, "d")
+    assert (await audit("import", file, "--data-dir", tmp_path / "no")).code == 2
+
+
+async def test_an_export_over_a_line_that_is_cut_misses_nothing(nats_address: NatsAddress, tmp_path: Path):
+    await write_history(nats_address)
+    await write_much(nats_address, 100)
+    path = tmp_path / "log.ndjson"
+    terminal = Terminal()
+    try:
+        async with running(nats_address) as api, line_to(api.url) as line:
+            where = ("--url", line.url, "--token", api.token)
+            process = await terminal.begin("audit", "export", *where, "--output", str(path), env=environment())
+            for _ in range(3):
+                before = path.stat().st_size if path.exists() else 0
+                await until(lambda begun=before: has_more(path, begun) or process.returncode is not None)
+                line.cut()
+            said = await end_of(process)
+    finally:
+        await terminal.close()
+    assert said.code == 0, said
+    records = [one for one in path.read_bytes().splitlines(keepends=True)[1:] if not one.startswith(BLOB)]
+    assert records == [*map(line_of, await records_of(nats_address))]
