@@ -19,9 +19,10 @@ from eventstore.server import EmbeddedServer
 from projections.lines import line_of
 from projections.statistics import Figures
 from tests.api import running
-from tests.log.logs import until
+from tests.log.logs import SOON_S, until
 from tests.projections.lives import ANN, BOB
 from tests.walk.auditing import ENDED, KEY, NAME, OPEN, RECORDS, records_of, write_history, write_much
+from tests.walk.serving import serving
 from tests.walk.terminal import Said, Terminal, end_of, environment, interrupt, line_to, tasktrail
 
 
@@ -295,3 +296,23 @@ async def test_an_export_over_a_line_that_is_cut_misses_nothing(nats_address: Na
         await terminal.close()
     assert said.code == 0, said
     assert path.read_bytes().partition(b"\n")[2] == b"".join(map(line_of, await records_of(nats_address)))
+
+
+@pytest.mark.parametrize("dispatched", [False, True])
+async def test_what_was_imported_runs_only_where_it_was_told_to(nats: str, tmp_path: Path, dispatched: bool):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    restored = tmp_path / "restored"
+    imported = await audit("import", file, "--data-dir", restored, *(["--dispatch"] if dispatched else []))
+    assert imported.code == 0, imported
+    async with serving(restored) as service, service.client() as client:
+        # What comes later runs to its end, so what came before had its chance.
+        ours = await client.post("/tasks", json={"input": {"steps": []}}, headers={"Prefer": "wait=20"})
+        assert ours.json()["status"] == "completed", ours.text
+        async with asyncio.timeout(SOON_S):
+            while True:
+                page = await client.get("/events", params={"owner": ANN, "task_id": OPEN})
+                facts = [line["record"]["fact"]["type"] for line in page.json()["data"]]
+                if not dispatched or facts[-1] == "task.completed":
+                    break
+    assert facts[0] == "task.created"
+    assert (len(facts) > 1) == dispatched
