@@ -114,11 +114,15 @@ class Patience:
 
     def wait(self, why: str, at_least_s: float = 0.0) -> None:
         """Wait a little. Raises NoAnswer where that would be too long."""
+        time.sleep(self.delay_s(why, at_least_s))
+
+    def delay_s(self, why: str, at_least_s: float = 0.0) -> float:
+        """How long to wait now. Raises NoAnswer where that would be too long."""
         delay_s = max(at_least_s, self._delay_s * random.uniform(0.5, 1.0))
         if time.monotonic() + delay_s > self._until:
             raise NoAnswer(why)
-        time.sleep(delay_s)
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
+        return delay_s
 
 
 class Client:
@@ -198,17 +202,8 @@ class Client:
                 patience.wait(self._silence(error))
                 continue
             if answer.status_code not in AGAIN:
-                return self._checked(answer)
-            patience.wait(complaint(answer), _retry_after_s(answer))
-
-    def _checked(self, answer: httpx.Response) -> httpx.Response:
-        if answer.is_success or answer.status_code == HTTPStatus.NOT_MODIFIED:
-            return answer
-        if answer.is_client_error:
-            raise Refused(complaint(answer))
-        if answer.is_server_error:
-            raise NotTried(complaint(answer))
-        raise NoAnswer(f"{self.url} is no Tasktrail API: it answers {answer.status_code}")
+                return checked(answer)
+            patience.wait(complaint(answer), retry_after_s(answer))
 
     def _silence(self, error: httpx.RequestError) -> str:
         return f"no answer from {self.url}: {str(error) or type(error).__name__}"
@@ -228,7 +223,7 @@ class Client:
                     if stream.response.status_code == HTTPStatus.NO_CONTENT:
                         return  # it ended with a fact that this release does not know
                     if stream.response.status_code in AGAIN:
-                        why, at_least_s = complaint(stream.response), _retry_after_s(stream.response)
+                        why, at_least_s = complaint(stream.response), retry_after_s(stream.response)
                     else:
                         patience.renew(self._lost_s)
                         for event in stream.iter_sse():
@@ -257,7 +252,7 @@ class Client:
             if answer.status_code != HTTPStatus.OK:
                 answer.read()
                 if answer.status_code not in AGAIN:
-                    self._checked(answer)
+                    checked(answer)
             elif EVENT_STREAM not in answer.headers.get("content-type", ""):
                 raise NoAnswer(f"{self.url} is no Tasktrail API: it does not stream events")
             yield EventSource(answer)
@@ -266,13 +261,30 @@ class Client:
 def _transport(address: Where) -> httpx.HTTPTransport | None:
     """None: the usual one, with the environment's proxies. Those are for the world outside: they can't reach a service
     on this machine."""
+    trust = trust_in(address)
+    return None if trust is None else httpx.HTTPTransport(verify=trust)
+
+
+def trust_in(address: Where) -> ssl.SSLContext | bool | None:
+    """Whose certificates are taken, of a service on this machine; None: it is elsewhere, and everything is as usual."""
     if address.certificate is not None:
         trust = ssl.create_default_context(cafile=str(address.certificate))
         # This very certificate is what is trusted, whoever signed it, and it need not name the loopback address.
         trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         trust.check_hostname = False
-        return httpx.HTTPTransport(verify=trust)
-    return httpx.HTTPTransport() if httpx.URL(address.url).host in ("127.0.0.1", "::1", "localhost") else None
+        return trust
+    return True if httpx.URL(address.url).host in ("127.0.0.1", "::1", "localhost") else None
+
+
+def checked(answer: httpx.Response) -> httpx.Response:
+    """A good answer. Raises Refused, NotTried, NoAnswer."""
+    if answer.is_success or answer.status_code == HTTPStatus.NOT_MODIFIED:
+        return answer
+    if answer.is_client_error:
+        raise Refused(complaint(answer))
+    if answer.is_server_error:
+        raise NotTried(complaint(answer))
+    raise NoAnswer(f"{answer.url} is no Tasktrail API: it answers {answer.status_code}")
 
 
 def new_key() -> str:
@@ -284,6 +296,7 @@ def _path(task_id: TaskId) -> str:
     return f"/tasks/{quote(task_id, safe='')}"
 
 
-def _retry_after_s(answer: httpx.Response) -> float:
+def retry_after_s(answer: httpx.Response) -> float:
+    """How long the service wants us to wait."""
     given = answer.headers.get("retry-after", "")
     return float(given) if given.isascii() and given.isdigit() else 0.0

@@ -4,6 +4,7 @@ import click
 import msgspec
 
 from app.asking import ApiCommand, json_option, task_argument, text_of
+from app.audit import audit
 from app.client import Client, new_key
 from app.replies import NotTried, task_of
 from app.schema_commands import schemas
@@ -170,5 +171,6 @@ COMMANDS: list[click.Command] = [
     cancel,
     tokens,
     views,
+    audit,
     schemas,
 ]

@@ -2,27 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-import rich.progress
-from rich.console import Console
 
 from app.asking import ApiCommand, NatsCommand
 from app.client import Client, local_in
 from app.options import checked_views_url
+from app.progress import Show, bar
 from app.replies import NoAddress, NotTried, task_of
 from app.token_commands import replicas_of
 from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress
 from eventstore.jetstream import STREAM, JetStreamLog
-
-if TYPE_CHECKING:
-    # Imported where it is used: most commands have no use for a database's driver.
-    from projections.projector import Progress
 
 MAX_PAGE = 100
 
@@ -112,13 +104,14 @@ def rebuild(nats: NatsAddress, views_url: str) -> None:
       tasktrail views rebuild
     """
     since = time.monotonic()
-    with _bar() as show:
+    with bar() as show:
         records = asyncio.run(_rebuild(nats, views_url, show))
     seconds = max(time.monotonic() - since, 0.001)
     click.echo(f"the views are built anew: {records:,} records in {seconds:.1f} s, {records / seconds:,.0f} a second")
 
 
-async def _rebuild(nats: NatsAddress, views_url: str, show: "Callable[[Progress], None]") -> int:
+async def _rebuild(nats: NatsAddress, views_url: str, show: Show) -> int:
+    # Imported here: most commands have no use for a database's driver.
     from projections.database import Database, ViewsError
     from projections.generations import Generation
     from projections.projector import Projector
@@ -135,7 +128,9 @@ async def _rebuild(nats: NatsAddress, views_url: str, show: "Callable[[Progress]
         database = Database.open(views_url)
         try:
             generation = await Generation.fresh(database)
-            projector = Projector(event_log, database, generation=generation, on_progress=show)
+            projector = Projector(
+                event_log, database, generation=generation, on_progress=lambda at: show(at.position, at.end)
+            )
             try:
                 return await projector.run_to_end()
             finally:
@@ -147,22 +142,3 @@ async def _rebuild(nats: NatsAddress, views_url: str, show: "Callable[[Progress]
             await event_log.close()
     finally:
         await connection.close()
-
-
-@contextmanager
-def _bar() -> "Generator[Callable[[Progress], None]]":
-    """A progress bar with its rate, on standard error; nothing where that is no terminal."""
-    columns = (
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f}, {task.fields[rate]:,.0f} a second"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        building = bar.add_task("", total=0, rate=0.0)
-
-        def show(progress: "Progress") -> None:
-            bar.update(building, total=progress.end, completed=progress.position, rate=progress.rate)
-
-        yield show

@@ -19,6 +19,14 @@ class BadLine(LogError):
     """Not a line of ours."""
 
 
+class BadBlob(BadLine):
+    """A blob's line whose content is not what it says."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"blob {name} is not what its line says")
+        self.name = name
+
+
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A record: where in the log it is, whose, and what is stored."""
 
@@ -82,7 +90,8 @@ def arrival_of(line: bytes) -> Arrival:
 
 
 def blob_of(line: bytes) -> tuple[str, bytes] | None:
-    """Name and content of a blob's line; None: it is not one. Raises BadLine where its content is not what it says."""
+    """Name and content of a blob's line; None: it is not one. Raises BadLine, and BadBlob where its content is
+    not what it says."""
     if not line.startswith(b'{"blob":'):
         return None
     try:
@@ -91,7 +100,7 @@ def blob_of(line: bytes) -> tuple[str, bytes] | None:
     except (msgspec.DecodeError, ValueError) as error:
         raise BadLine(f"not a blob's line: {error}") from error
     if hashlib.sha256(content).hexdigest() != read.sha256:
-        raise BadLine(f"blob {read.blob} is not what its line says")
+        raise BadBlob(read.blob)
     return read.blob, content
 
 

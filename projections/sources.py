@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
-from eventstore.events import Owner, TaskId
-from eventstore.log import CHECKPOINTS, Arrival, BlobDamaged, EventLog, LogUnavailable, task_subject
+from eventstore.events import TaskId
+from eventstore.log import CHECKPOINTS, Arrival, BlobDamaged, EventLog, LogUnavailable, task_of_subject
 from projections.audit import Verification, leaves_in
 
 BATCH = 1_000
@@ -75,19 +75,24 @@ async def verify(
     verification: Verification,
     on_progress: Callable[[int, int], None],
     *,
-    task: tuple[Owner, TaskId] | None = None,
+    task: TaskId | None = None,
 ) -> None:
     """Show all of it to a verification, or one task's records and the checkpoints; `on_progress` is told how far it is
     and where the end is. Raises LogError where it can't be read on."""
     end = await source.end()
-    subjects = None if task is None else {task_subject(*task), CHECKPOINTS}
     async with aclosing(source.arrivals(0, end)) as batches:
         async for batch in batches:
             for arrival in batch:
-                if subjects is None or arrival.subject in subjects:
+                if task is None or arrival.subject == CHECKPOINTS or is_of(task, arrival.subject):
                     await _show(source, verification, arrival)
             on_progress(batch[-1].sequence, end)
     verification.finish(end)
+
+
+def is_of(task: TaskId, subject: str) -> bool:
+    """Whether a subject is that of this task, whoever owns it."""
+    about = task_of_subject(subject)
+    return about is not None and about[1] == task
 
 
 async def _show(source: Source, verification: Verification, arrival: Arrival) -> None:

@@ -234,8 +234,8 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 def routes() -> Router:
     """All of them."""
     handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
-    handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob]
-    handlers += [sign_checkpoint, get_asyncapi, get_facts_schema]
+    handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob, sign_checkpoint]
+    handlers += [get_asyncapi, get_facts_schema]
     return Router(path="/", route_handlers=handlers)
 
 

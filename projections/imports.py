@@ -1,0 +1,213 @@
+"""Reads an export: as a source to verify or count, and back into an empty log."""
+
+import re
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
+from pathlib import Path
+from typing import BinaryIO
+
+from eventstore.jetstream import JetStreamLog
+from eventstore.log import CHECKPOINTS, Arrival, BadSubject, LogError, task_of_subject, task_subject
+from projections.audit import Verification
+from projections.exports import BLOB, HEADER, Header, header_of, kept_in
+from projections.lines import BadBlob, BadLine, arrival_of, blob_of, line_of
+from projections.sources import LogSource, verify
+
+BATCH = 1_000
+BATCH_BYTES = 8 * 1024 * 1024
+MAX_BROKEN = 1_000
+WORD = re.compile(r"[A-Za-z0-9_=-]{1,256}")
+
+
+class CantImport(LogError):
+    """This file can't be put into this log."""
+
+
+class ExportFile:
+    """An NDJSON export. Lines that can't be read are passed over, and counted in `broken`; where it is `strict` they
+    raise BadLine, as does all that an export would not have written so. Build with `open`, which raises BadLine."""
+
+    def __init__(self, path: Path, header: Header, *, strict: bool = False) -> None:
+        self.path = path
+        self.header = header
+        self.broken: list[str] = []
+        self._strict = strict
+        self._blobs: dict[str, bytes] = {}
+
+    @classmethod
+    def open(cls, path: Path, *, strict: bool = False) -> "ExportFile":
+        """Read its first line."""
+        try:
+            with path.open("rb") as file:
+                return cls(path, header_of(file.readline()), strict=strict)
+        except OSError as error:
+            raise BadLine(f"{path} can't be read: {error.strerror}") from error
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of a log, as its header says."""
+        return self.header.whole
+
+    @property
+    def begins_later(self) -> bool:
+        """Whether what came first was left out."""
+        return self.header.selection.after > 0 or self.header.selection.since is not None
+
+    @property
+    def last(self) -> int:
+        """The last record's sequence."""
+        kept = kept_in(self.path, HEADER, _sequence_or_none)
+        return 0 if kept is None else kept.sequence
+
+    async def end(self) -> int:
+        """The last record's sequence."""
+        return self.last
+
+    async def arrivals(self, after: int, up_to: int) -> AsyncGenerator[list[Arrival]]:
+        """The records after a sequence as they stand there, to the file's end, which does not move: one that is out of
+        order must not be passed over for it. `blob` knows those of the last batch."""
+        del up_to
+        for batch in self.batches():
+            if wanted := [arrival for arrival in batch if arrival.sequence > after]:
+                yield wanted
+
+    async def blob(self, name: str) -> bytes | None:
+        """A blob of the batch in hand; of one that is not what its line says, nothing."""
+        return self._blobs.get(name)
+
+    @property
+    def blobs(self) -> dict[str, bytes]:
+        """The blobs of the batch in hand, by name."""
+        return self._blobs
+
+    def batches(self) -> Generator[list[Arrival]]:
+        """All records, and no more than a bounded number of bytes at a time."""
+        self.broken = []
+        with self.path.open("rb") as file:
+            file.readline()
+            while True:
+                # A record's blobs stand before it: a batch ends with a record, and its blobs are all here by then.
+                self._blobs = {}
+                batch = list(self._batch(file))
+                if not batch:
+                    break
+                yield batch
+
+    def _batch(self, file: BinaryIO) -> Generator[Arrival]:
+        size = count = 0
+        while count < BATCH and size < BATCH_BYTES and (line := file.readline()):
+            size += len(line)
+            try:
+                if (blob := blob_of(line)) is not None:
+                    self._blobs[blob[0]] = blob[1]
+                    continue
+                yield self._arrival(line)
+                count += 1
+            except BadBlob as error:
+                self._blobs[error.name] = b""
+                self._break(file, line, error)
+            except BadLine as error:
+                self._break(file, line, error)
+
+    def _arrival(self, line: bytes) -> Arrival:
+        if not line.endswith(b"\n"):
+            raise BadLine("it was cut off in the middle")
+        arrival = arrival_of(line)
+        if self._strict and (line_of(arrival) != line or not is_subject(arrival.subject)):
+            raise BadLine(f"record {arrival.sequence} is not as an export writes it")
+        return arrival
+
+    def _break(self, file: BinaryIO, line: bytes, error: BadLine) -> None:
+        where = f"at byte {file.tell() - len(line):,} of {self.path}: {error}"
+        if self._strict:
+            raise BadLine(where) from error
+        if len(self.broken) < MAX_BROKEN:
+            self.broken.append(where)
+
+
+def _sequence_or_none(line: bytes) -> int | None:
+    if line.startswith(HEADER):
+        return 0
+    try:
+        return None if line.startswith(BLOB) else arrival_of(line).sequence
+    except BadLine:
+        return None
+
+
+def is_subject(subject: str) -> bool:
+    """Whether it is one that the log has: a file may name any, and what is sent there would be sent with our rights."""
+    if subject == CHECKPOINTS:
+        return True
+    about = task_of_subject(subject)
+    try:
+        if about is not None:
+            return subject == task_subject(*about)
+    except BadSubject:
+        return False
+    words = subject.split(".")
+    return len(words) == 3 and words[0] == "sessions" and all(map(WORD.fullmatch, words[1:]))
+
+
+def last_checkpoint_in(path: Path) -> Arrival:
+    """The last checkpoint of an export, or of a line of one that somebody kept. Raises BadLine where there is none."""
+    last = None
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if b'"subject":"%b"' % CHECKPOINTS.encode() in line[:200]:
+                    last = line
+    except OSError as error:
+        raise BadLine(f"{path} can't be read: {error.strerror}") from error
+    if last is None:
+        raise BadLine(f"{path} holds no checkpoint")
+    return arrival_of(last)
+
+
+async def faults_in(file: ExportFile, on_progress: Callable[[int, int], None]) -> Verification:
+    """What is wrong with an export that is to be imported. Raises BadLine, CantImport."""
+    if not file.whole:
+        raise CantImport(
+            f"{file.path} is no whole export: only all of a log, from its first record on, can be imported"
+        )
+    verification = Verification(whole=True)
+    await verify(file, verification, on_progress)
+    return verification
+
+
+async def put_back(
+    file: ExportFile, log: JetStreamLog, on_progress: Callable[[int, int], None], *, imported: bool
+) -> int:
+    """Write all of a file that has no faults into the log, from where an import of it stopped; how many records were
+    written. Raises CantImport where the log holds anything else, LogError."""
+    end = await file.end()
+    held = await _held(file, log, end, imported=imported)
+    written = 0
+    async with aclosing(file.arrivals(held, end)) as batches:
+        async for batch in batches:
+            for name, content in file.blobs.items():
+                await log.blobs.put(name, content)
+            if not imported:
+                await log.put_back([Arrival(one.sequence, one.subject, one.stored) for one in batch])
+            else:
+                await log.put_back([Arrival(one.sequence, one.subject, one.stored, imported=True) for one in batch])
+            written += len(batch)
+            on_progress(batch[-1].sequence, end)
+    return written
+
+
+async def _held(file: ExportFile, log: JetStreamLog, end: int, *, imported: bool) -> int:
+    """How much of the file the log holds already, by an import that was interrupted. Raises CantImport."""
+    held = await log.last_sequence()
+    if held > end:
+        raise CantImport(f"the log is not empty: it has {held:,} records, and {file.path} {end:,}")
+    ours = (arrival for batch in file.batches() for arrival in batch)
+    async with aclosing(LogSource(log).arrivals(0, held)) as batches:
+        async for batch in batches:
+            for there in batch:
+                same = next(ours)
+                if (there.sequence, there.subject, there.stored) != (same.sequence, same.subject, same.stored):
+                    raise CantImport(f"the log is not empty: its record {there.sequence} is not that of {file.path}")
+                if there.imported != imported:
+                    how = "came by an import that does not dispatch" if there.imported else "was not imported"
+                    raise CantImport(f"the log is not empty: its record {there.sequence} {how}")
+    return held

@@ -1,0 +1,318 @@
+"""The audit commands as auditors have them: on NATS, on a stopped service's directory, on a file."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from app.audit_key import audit_key
+from app.audit_options import needs
+from app.local import Local, write_local
+from app.plots import draw
+from app.replies import NotTried
+from eventstore.connection import NatsAddress
+from eventstore.events import Owner
+from eventstore.lock import Lock
+from eventstore.server import EmbeddedServer
+from projections.lines import line_of
+from projections.statistics import Figures
+from tests.api import running
+from tests.log.logs import SOON_S, until
+from tests.projections.lives import ANN, BOB
+from tests.walk.auditing import ENDED, KEY, NAME, OPEN, RECORDS, records_of, write_history, write_much
+from tests.walk.serving import serving
+from tests.walk.terminal import Said, Terminal, end_of, environment, interrupt, line_to, tasktrail
+
+
+async def audit(*words: str | Path) -> Said:
+    return await tasktrail("audit", *map(str, words), env=environment(TASKTRAIL_RETRY_FOR="0"))
+
+
+@pytest.fixture
+async def nats(server: EmbeddedServer) -> str:
+    """Where the log with the history is."""
+    await write_history(server.address)
+    return server.address.url
+
+
+@pytest.fixture
+async def data_dir(server: EmbeddedServer, nats: str, tmp_path: Path) -> Path:
+    """The same, stopped."""
+    assert nats
+    await server.stop()
+    return tmp_path / "nats-data"
+
+
+async def exported(nats: str, path: Path, *options: str) -> Path:
+    said = await audit("export", "--nats-url", nats, "--output", path, *options)
+    assert said.code == 0, said
+    return path
+
+
+async def test_a_log_is_verified_on_nats_in_a_file_and_in_a_stopped_directory(
+    server: EmbeddedServer, nats: str, tmp_path: Path
+):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    on_nats, in_file = await asyncio.gather(
+        audit("verify", "--nats-url", nats, "--json"), audit("verify", "--file", file, "--json", "--key", NAME)
+    )
+    await server.stop()
+    stopped = await audit("verify", "--data-dir", tmp_path / "nats-data")
+    for said, given in ((on_nats, False), (in_file, True)):
+        assert said.code == 0, said
+        verified = json.loads(said.out)
+        assert (verified["records"], verified["signed_up_to"], verified["checkpoints"]) == (RECORDS, RECORDS - 1, 1)
+        assert (verified["keys"], verified["keys_given"], verified["whole"]) == ([NAME], given, True)
+        assert (verified["fault_count"], verified["faults"], verified["broken"]) == (0, [], [])
+    assert stopped.code == 0, stopped
+    assert (
+        f"signed up to record {RECORDS - 1}; checkpoints: 1; keys (trusted because the log itself says" in stopped.out
+    )
+    assert stopped.out.splitlines()[-2:] == [f"  {NAME}", "no faults"]
+
+
+async def test_a_key_that_did_not_sign_and_a_checkpoint_of_another_log_are_faults(nats: str, tmp_path: Path):
+    other = "ed25519:" + "A" * 43 + "="
+    file = await exported(nats, tmp_path / "log.ndjson")
+    held = tmp_path / "held"
+    held.write_bytes(file.read_bytes().splitlines()[-1].replace(b'"actor":"checkpoints"', b'"actor":"somebody"'))
+    by_key, by_held = await asyncio.gather(
+        audit("verify", "--file", file, "--key", other), audit("verify", "--nats-url", nats, "--held", held)
+    )
+    assert by_key.code == by_held.code == 1
+    assert f"\n  record {RECORDS}, checkpoints: it is signed by {NAME}, which is none of the keys given" in by_key.out
+    assert "it is not the checkpoint that you hold: the log is another one" in by_held.out
+
+
+async def test_the_key_is_told_from_its_file_from_the_log_and_from_an_export(
+    server: EmbeddedServer, nats: str, tmp_path: Path
+):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    on_nats, in_file = await asyncio.gather(audit("key", "--nats-url", nats), audit("key", "--file", file))
+    await server.stop()
+    stopped = await audit("key", "--data-dir", tmp_path / "nats-data")
+    own = audit_key(tmp_path / "nats-data" / "audit-key.pem")
+    of_file = await audit("key", "--data-dir", tmp_path / "nats-data")
+    assert on_nats.out == in_file.out == stopped.out == f"{NAME}\n"
+    assert of_file.code == 0
+    assert of_file.out != stopped.out
+    assert own.public_key() != KEY.public_key()
+
+
+async def test_an_export_of_a_stopped_service_ends_with_a_checkpoint_signed_now(data_dir: Path, tmp_path: Path):
+    audit_key(data_dir / "audit-key.pem")
+    said = await audit("export", "--data-dir", data_dir, "--output", tmp_path / "log.ndjson")
+    assert said.code == 0, said
+    assert "8 records written, up to record 8 of the log" in said.err  # all of it was signed already
+    assert f"checkpoint 8 is the last, signed by {NAME}" in said.err
+
+
+async def test_an_export_is_imported_with_its_blobs_and_verifies_there(nats: str, tmp_path: Path):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    empty = tmp_path / "restored"
+    imported = await audit("import", file, "--data-dir", empty)
+    assert imported.code == 0, imported
+    assert f"{RECORDS} records imported\n" in imported.out
+    verified = await audit("verify", "--data-dir", empty, "--held", file, "--key", NAME)
+    assert verified.code == 0, verified
+    assert f"signed up to record {RECORDS - 1}; checkpoints: 1; keys (as given)" in verified.out
+
+
+async def test_with_dispatch_what_is_imported_is_as_if_it_had_begun_there(
+    server: EmbeddedServer, nats: str, tmp_path: Path
+):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    other = await EmbeddedServer.start(tmp_path / "other")
+    try:
+        said = await audit("import", file, "--dispatch", "--nats-url", other.address.url)
+        assert said.code == 0, said
+        assert [one.imported for one in await records_of(other.address)] == [False] * RECORDS
+    finally:
+        await other.stop()
+
+
+async def test_a_file_with_a_fault_is_not_imported(nats: str, tmp_path: Path):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b'"actor":"test"', b'"actor":"none"', 1))
+    cut = tmp_path / "cut.ndjson"
+    lines = whole.splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:3] + lines[4:]))
+    spoilt, holey = await asyncio.gather(
+        audit("import", file, "--data-dir", tmp_path / "one"), audit("import", cut, "--data-dir", tmp_path / "two")
+    )
+    assert (spoilt.code, holey.code) == (1, 1)
+    assert "nothing was written: at byte" in spoilt.err
+    assert "record 2: it is missing" in holey.err
+    assert not (tmp_path / "one").exists()
+
+
+def has_more(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size > size
+
+
+async def test_a_killed_export_goes_on_to_the_same_bytes(server: EmbeddedServer, tmp_path: Path):
+    await write_much(server.address, 100)
+    where = ["--nats-url", server.address.url]
+    path = tmp_path / "log.ndjson"
+    terminal = Terminal()
+    try:
+        for end in ("killed", "interrupted"):
+            before = path.stat().st_size if path.exists() else 0
+            process = await terminal.begin("audit", "export", *where, "--output", str(path), env=environment())
+            await until(lambda begun=before, of=process: has_more(path, begun) or of.returncode is not None)
+            if process.returncode is None:
+                process.kill() if end == "killed" else interrupt(process)
+            await process.communicate()
+    finally:
+        await terminal.close()
+    await exported(server.address.url, path)
+    assert path.read_bytes().partition(b"\n")[2] == b"".join(map(line_of, await records_of(server.address)))
+
+
+async def test_an_export_can_be_piped_and_told_in_other_words(nats: str, tmp_path: Path):
+    piped, events, table = await asyncio.gather(
+        audit("export", "--nats-url", nats, "--output", "-", "--owner", BOB),
+        audit("export", "--nats-url", nats, "--output", "-", "--format", "cloudevents"),
+        audit("export", "--nats-url", nats, "--output", tmp_path / "log.parquet", "--format", "parquet"),
+    )
+    header, bobs, checkpoint = map(json.loads, piped.out.splitlines())
+    assert (header["tasktrail_export"], header["whole"], header["selection"]["owner"]) == (1, False, BOB)
+    assert (bobs["record"]["fact"]["title"], checkpoint["subject"]) == ("d", "checkpoints")
+    assert [json.loads(line)["specversion"] for line in events.out.splitlines()] == ["1.0"] * RECORDS
+    assert table.code == 0, table
+    assert "8 records written" in table.err
+    again = await audit("export", "--nats-url", nats, "--output", tmp_path / "log.parquet", "--format", "parquet")
+    assert again.code == 2
+    assert "is there already; a Parquet file can't be continued" in again.err
+
+
+async def test_what_happened_is_counted_and_drawn(nats: str, tmp_path: Path):
+    as_table, anns = await asyncio.gather(
+        audit("stats", "--nats-url", nats, "--plot", tmp_path / "plot.png"),
+        audit("stats", "--nats-url", nats, "--owner", ANN, "--since", "2026-01-02", "--json"),
+    )
+    assert as_table.code == 0, as_table
+    assert as_table.out.splitlines()[0] == "4 tasks created, 2 of them not ended; 7 facts"
+    assert any(line.split()[:3] == ["simulator", "4", "1"] for line in as_table.out.splitlines())
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    figures = msgspec.json.decode(anns.out, type=Figures)
+    assert [(day.created, day.cancelled) for day in figures.days] == [(2, 1)]
+    draw(figures, "the log", tmp_path / "plot.svg")
+    assert b"<svg" in (tmp_path / "plot.svg").read_bytes()
+
+
+async def test_what_is_wrong_is_named(nats: str, tmp_path: Path):
+    file = await exported(nats, tmp_path / "log.ndjson", "--after", "2")
+    notes, empty = tmp_path / "notes", tmp_path / "empty"
+    notes.write_text("my own\n")
+    at = ["--nats-url", nats]
+    mistakes: list[tuple[list[str | Path], str]] = [
+        (["verify", *at, "--url", "http://127.0.0.1:1"], "one of them"),
+        (["verify", *at, "--key", "rsa:AAAA"], "not a public key"),
+        (["verify", *at, "--held", notes], "holds no checkpoint"),
+        (["verify", *at, "--task", "task_00000000-0000-0000-0000-00000000ffff"], "has no record of task_"),
+        (["verify", "--file", file], "does not begin with the first record"),
+        (["verify", "--data-dir", empty], "no service is known in"),
+        (["export", *at, "--output", notes], "is there already, and is no such export"),
+        (["export", *at, "--output", file], "is an export of something else"),
+        (["export", *at, "--output", "-", "--format", "parquet"], "needs a file"),
+        (["export", *at, "--output", tmp_path / "no" / "such", "--format", "ndjson"], "No such file"),
+        (["stats", *at, "--plot", "plot.pdf"], "drawn as .png or .svg"),
+    ]
+    for words, what in mistakes:
+        said = await audit(*words)
+        assert said.code == 2, (words, said)
+        assert what in " ".join(said.err.split()), (words, said)
+        assert said.out == "", words
+
+
+async def test_a_directory_that_is_in_use_is_asked_through_its_service_or_refused(data_dir: Path):
+    lock = await Lock.take(data_dir)
+    try:
+        nobody = await audit("verify", "--data-dir", data_dir)
+        write_local(data_dir, Local(token="tt_dev", url="http://127.0.0.1:1"))
+        somebody = await audit("verify", "--data-dir", data_dir)
+    finally:
+        lock.free()
+    assert (nobody.code, somebody.code) == (2, 2)
+    assert "is in use, by a service that is starting or by another audit" in nobody.err
+    assert "no answer from http://127.0.0.1:1" in somebody.err
+
+
+def test_a_package_that_is_missing_is_named_with_what_brings_it():
+    with pytest.raises(NotTried, match=r"--plot needs no_such_package: pip install 'tasktrail\[audit\]'"):
+        needs("no_such_package", "--plot")
+
+
+async def test_one_task_is_verified_alone(nats: str):
+    said = await audit("verify", "--nats-url", nats, "--task", ENDED.removeprefix("task_"))
+    assert said.code == 0, said
+    assert "4 records" in said.out  # its own, and the checkpoint
+    assert OPEN not in said.out
+
+
+async def test_a_running_service_shows_all_of_its_log_or_one_owners_part(nats_address: NatsAddress, tmp_path: Path):
+    await write_history(nats_address)
+    async with running(nats_address) as api:
+        await api.rooms.tokens.add("tt_bob", BOB, ("audit",))
+        await api.rooms.tokens.add("tt_eve", Owner("eve"), ("tasks:read",))
+        where = ("--url", api.url, "--token")
+        whole, bobs, eves = await asyncio.gather(
+            audit("verify", *where, api.token, "--json"),
+            audit("verify", *where, "tt_bob"),
+            audit("verify", *where, "tt_eve"),
+        )
+        file = tmp_path / "bob.ndjson"
+        exported_by_bob = await audit("export", *where, "tt_bob", "--output", file)
+    assert (whole.code, bobs.code, eves.code) == (0, 0, 2), (whole, bobs, eves)
+    verified = json.loads(whole.out)
+    assert (verified["records"], verified["signed_up_to"], verified["keys"]) == (RECORDS, RECORDS - 1, [NAME])
+    assert ": 1 records in" in bobs.out
+    assert "only one owner's records are shown here" in bobs.out
+    assert "this needs a token with scope audit" in eves.err
+    assert exported_by_bob.code == 0, exported_by_bob
+    header, record = map(json.loads, file.read_bytes().splitlines())
+    assert (header["whole"], record["record"]["fact"]["title"]) == (False, "d")
+    assert (await audit("import", file, "--data-dir", tmp_path / "no")).code == 2
+
+
+async def test_an_export_over_a_line_that_is_cut_misses_nothing(nats_address: NatsAddress, tmp_path: Path):
+    await write_much(nats_address, 100)
+    path = tmp_path / "log.ndjson"
+    terminal = Terminal()
+    try:
+        async with running(nats_address) as api, line_to(api.url) as line:
+            where = ("--url", line.url, "--token", api.token)
+            process = await terminal.begin("audit", "export", *where, "--output", str(path), env=environment())
+            for _ in range(3):
+                before = path.stat().st_size if path.exists() else 0
+                await until(lambda begun=before: has_more(path, begun) or process.returncode is not None)
+                line.cut()
+            said = await end_of(process)
+    finally:
+        await terminal.close()
+    assert said.code == 0, said
+    assert path.read_bytes().partition(b"\n")[2] == b"".join(map(line_of, await records_of(nats_address)))
+
+
+@pytest.mark.parametrize("dispatched", [False, True])
+async def test_what_was_imported_runs_only_where_it_was_told_to(nats: str, tmp_path: Path, dispatched: bool):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    restored = tmp_path / "restored"
+    imported = await audit("import", file, "--data-dir", restored, *(["--dispatch"] if dispatched else []))
+    assert imported.code == 0, imported
+    async with serving(restored) as service, service.client() as client:
+        # What comes later runs to its end, so what came before had its chance.
+        ours = await client.post("/tasks", json={"input": {"steps": []}}, headers={"Prefer": "wait=20"})
+        assert ours.json()["status"] == "completed", ours.text
+        async with asyncio.timeout(SOON_S):
+            while True:
+                page = await client.get("/events", params={"owner": ANN, "task_id": OPEN})
+                facts = [line["record"]["fact"]["type"] for line in page.json()["data"]]
+                if not dispatched or facts[-1] == "task.completed":
+                    break
+    assert facts[0] == "task.created"
+    assert (len(facts) > 1) == dispatched
