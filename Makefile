@@ -38,5 +38,8 @@ check: lint types imports ## what CI checks: format, lint, types, imports, then 
 schemas: $(INSTALLED) ## write docs/reference/asyncapi.json and facts.schema.json anew, from the facts
 	$(BIN)/tasktrail schemas --output docs/reference
 
+bench: $(INSTALLED) ## every figure beside its bare limit; make bench ARGS="audit --records 100000" passes options on
+	$(BIN)/python -m tests.bench $(ARGS)
+
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

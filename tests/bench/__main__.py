@@ -13,12 +13,12 @@ import msgspec
 import uvloop
 
 from app.logs import configure_logs
-from tests.bench import views
+from tests.bench import audit, views
 from tests.bench.figures import Figure, shown
 from tests.projections.databases import Cluster, cluster, programs
 
 Bench = Callable[[Path, int, Cluster | None], Awaitable[list[Figure]]]
-BENCHES: dict[str, Bench] = {"rebuild": views.rebuilds, "pages": views.pages}
+BENCHES: dict[str, Bench] = {"rebuild": views.rebuilds, "pages": views.pages, "audit": audit.replays}
 
 
 @click.command()
