@@ -16,11 +16,9 @@ from app.client import (
     SILENT_FOR_S,
     Patience,
     Where,
-    checked,
-    retry_after_s,
     trust_in,
 )
-from app.replies import NoAnswer, NotTried, complaint, decoded
+from app.replies import NoAnswer, NotTried, checked, complaint, decoded, retry_after_s
 from eventstore.checkpointing import Signed
 from eventstore.log import Arrival
 from projections.lines import arrival_of

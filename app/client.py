@@ -23,14 +23,14 @@ from app.replies import (
     Interrupted,
     NoAddress,
     NoAnswer,
-    NotTried,
     Page,
-    Refused,
     Reset,
     TaskPage,
     Told,
+    checked,
     complaint,
     decoded,
+    retry_after_s,
     told_by,
     told_in,
 )
@@ -276,17 +276,6 @@ def trust_in(address: Where) -> ssl.SSLContext | bool | None:
     return True if httpx.URL(address.url).host in ("127.0.0.1", "::1", "localhost") else None
 
 
-def checked(answer: httpx.Response) -> httpx.Response:
-    """A good answer. Raises Refused, NotTried, NoAnswer."""
-    if answer.is_success or answer.status_code == HTTPStatus.NOT_MODIFIED:
-        return answer
-    if answer.is_client_error:
-        raise Refused(complaint(answer))
-    if answer.is_server_error:
-        raise NotTried(complaint(answer))
-    raise NoAnswer(f"{answer.url} is no Tasktrail API: it answers {answer.status_code}")
-
-
 def new_key() -> str:
     """An idempotency key."""
     return f"cli-{uuid.uuid4()}"
@@ -294,9 +283,3 @@ def new_key() -> str:
 
 def _path(task_id: TaskId) -> str:
     return f"/tasks/{quote(task_id, safe='')}"
-
-
-def retry_after_s(answer: httpx.Response) -> float:
-    """How long the service wants us to wait."""
-    given = answer.headers.get("retry-after", "")
-    return float(given) if given.isascii() and given.isdigit() else 0.0

@@ -144,3 +144,20 @@ def _recorded(task_id: TaskId, sequence: int, stored: bytes) -> Recorded:
         raise NoAnswer(f"an event that this release can't read; is the service's newer? ({error})") from error
     # Whose task it is, is not told: the owner is the asker.
     return Recorded(sequence=sequence, owner=Owner(""), task_id=task_id, record=record, stored=stored)
+
+
+def checked(answer: httpx.Response) -> httpx.Response:
+    """A good answer. Raises Refused, NotTried, NoAnswer."""
+    if answer.is_success or answer.status_code == HTTPStatus.NOT_MODIFIED:
+        return answer
+    if answer.is_client_error:
+        raise Refused(complaint(answer))
+    if answer.is_server_error:
+        raise NotTried(complaint(answer))
+    raise NoAnswer(f"{answer.url} is no Tasktrail API: it answers {answer.status_code}")
+
+
+def retry_after_s(answer: httpx.Response) -> float:
+    """How long the service wants us to wait."""
+    given = answer.headers.get("retry-after", "")
+    return float(given) if given.isascii() and given.isdigit() else 0.0

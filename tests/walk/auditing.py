@@ -16,6 +16,7 @@ from projections.sources import LogSource
 from tests.given import BEGIN, cancelled, completed, started
 from tests.log.logs import jetstream
 from tests.projections.lives import ANN, BOB, Scribe, born, numbered
+from tests.walk.terminal import Said, environment, tasktrail
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 NAME = named(KEY.public_key())
@@ -98,3 +99,20 @@ def with_actor(arrival: Arrival, actor: str = "nobody") -> Arrival:
     stored = arrival.stored.replace(b'"actor":"test"', b'"actor":"%b"' % actor.encode())
     assert stored != arrival.stored
     return Arrival(arrival.sequence, arrival.subject, stored)
+
+
+async def audit(*words: str | Path) -> Said:
+    """Run an audit command to its end."""
+    return await tasktrail("audit", *map(str, words), env=environment(TASKTRAIL_RETRY_FOR="0"))
+
+
+async def exported(nats: str, path: Path, *options: str) -> Path:
+    """The file that an export of this log is."""
+    said = await audit("export", "--nats-url", nats, "--output", path, *options)
+    assert said.code == 0, said
+    return path
+
+
+def has_more(path: Path, size: int) -> bool:
+    """Whether the file has grown."""
+    return path.exists() and path.stat().st_size > size
