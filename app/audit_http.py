@@ -53,9 +53,16 @@ class HttpSource:
         return _last_of(answer)
 
     async def blob(self, name: str) -> bytes | None:
-        """A blob, by its record's id. Raises ClientError."""
-        answer = await self._ask("GET", f"/events/blobs/{name}", taken=(HTTPStatus.NOT_FOUND,))
-        return None if answer.status_code == HTTPStatus.NOT_FOUND else answer.content
+        """A blob, by its record's id; of a damaged one, nothing. Raises ClientError."""
+        taken = (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_GATEWAY)
+        answer = await self._ask("GET", f"/events/blobs/{name}", taken=taken)
+        match answer.status_code:
+            case HTTPStatus.NOT_FOUND:
+                return None
+            case HTTPStatus.BAD_GATEWAY:
+                return b""
+            case _:
+                return answer.content
 
     async def sign(self) -> Signed:
         """Have all that is in the log signed now. Raises ClientError."""

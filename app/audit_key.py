@@ -1,5 +1,8 @@
 """The key that signs the checkpoints: an Ed25519 key in a PEM file, readable by its user alone."""
 
+import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,11 +24,22 @@ def audit_key(path: Path) -> Ed25519PrivateKey:
     Raises BadKey."""
     try:
         if not path.exists():
-            made = Ed25519PrivateKey.generate()
-            write_privately(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            _make(path)
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BadKey(f"{path} can't be used as the audit key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise BadKey(f"{path} can't be used as the audit key: it is no Ed25519 key")
     return key
+
+
+def _make(path: Path) -> None:
+    """A new key, unless another process is quicker: then its key is everybody's."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    key = Ed25519PrivateKey.generate()
+    write_privately(draft, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    try:
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()

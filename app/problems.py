@@ -8,7 +8,7 @@ from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
 from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
-from eventstore.log import BadSubject, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
+from eventstore.log import BadSubject, BlobDamaged, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
 from projections.database import BadCursor as BadPageCursor
 from projections.database import ViewsUnavailable
 
@@ -77,7 +77,9 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     TooLarge: (413, "too_large", "Too large"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
-    NobodySigns: (503, "nobody_signs", "Nobody here signs checkpoints"),
+    # Not to be asked again soon: it is so until somebody changes it.
+    NobodySigns: (409, "nobody_signs", "Nobody here signs checkpoints"),
+    BlobDamaged: (502, "blob_damaged", "What is stored is not what was stored"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
     LogError: (503, "log_unavailable", "The log can't be reached"),
     ViewsUnavailable: (503, "views_unavailable", "Lists can't be read now"),

@@ -6,6 +6,7 @@ was taken away, are what the signed checkpoints are for.
 
 import base64
 import hashlib
+from collections import deque
 from datetime import UTC, datetime
 
 import msgspec
@@ -93,7 +94,7 @@ class Verification:
         self._links: dict[str, _Link] = {}
         self._ended: set[bytes] = set()
         self._leaves = Leaves(0)
-        self._some: dict[int, bytes] = {}
+        self._some: deque[tuple[int, bytes]] = deque()
         self._covered = 0
         self._checkpoints = 0
         self._seen_keys: set[str] = set()
@@ -116,7 +117,7 @@ class Verification:
         if self._whole:
             self._leaves.add(arrival.subject, arrival.sequence, digest.digest())
         elif arrival.subject != CHECKPOINTS:
-            self._some[arrival.sequence] = leaf_of(arrival.subject, digest.digest())
+            self._some.append((arrival.sequence, leaf_of(arrival.subject, digest.digest())))
         try:
             head = _head.decode(arrival.stored)
         except (msgspec.DecodeError, RecursionError):
@@ -214,13 +215,15 @@ class Verification:
 
     def _judge_some(self, arrival: Arrival, said: Checkpoint, leaves: bytes | None) -> None:
         """Look for the records shown among the leaves."""
-        mine = {sequence: leaf for sequence, leaf in self._some.items() if said.after < sequence <= said.sequence}
+        mine: list[tuple[int, bytes]] = []
+        while self._some and self._some[0][0] <= said.sequence:
+            mine.append(self._some.popleft())
         if not mine:
             return
         if leaves is None or hashlib.sha256(leaves).hexdigest() != said.digest:
             self._say(arrival.sequence, arrival.subject, "its leaves are missing: nothing can be said by it")
             return
-        for sequence, leaf in mine.items():
+        for sequence, leaf in mine:
             at = (sequence - said.after - 1) * LEAF_BYTES
             if leaves[at : at + LEAF_BYTES] != leaf:
                 self._say(sequence, "", f"it is not the record that was signed (checkpoint {arrival.sequence})")

@@ -20,12 +20,12 @@ class SignedBody(Struct, frozen=True, kw_only=True):
 
 
 SIGNED = ResponseSpec(SignedBody, generate_examples=False, description="the last checkpoint")
-RESPONSES = {200: SIGNED, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
+RESPONSES = {200: SIGNED, 401: PROBLEM, 403: PROBLEM, 409: PROBLEM, 503: PROBLEM}
 
 
 @post("/checkpoints", status_code=200, responses=RESPONSES, tags=["audit"])
 async def sign_checkpoint(request: Asked, signer: NamedDependency[Signer]) -> Response[SignedBody]:
-    """Sign all that is in the log now, if any of it is new, and say where that is. 503 where nobody here signs."""
+    """Sign all that is in the log now, if any of it is new, and say where that is. 409 where nobody here signs."""
     request.user.need("audit:all")
     signed = await signer.sign()
     return Response(SignedBody(sequence=signed.sequence, covers=signed.covers, key=signed.key))

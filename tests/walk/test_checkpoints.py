@@ -3,6 +3,7 @@
 import asyncio
 import stat
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -158,7 +159,7 @@ async def api(nats_address: NatsAddress) -> AsyncGenerator[Api]:
 
 async def test_the_route_says_where_the_checkpoint_is(api: Api, nats_address: NatsAddress):
     answer = await api.client.post("/checkpoints")
-    assert (answer.status_code, answer.json()["code"]) == (503, "nobody_signs")
+    assert (answer.status_code, answer.json()["code"]) == (409, "nobody_signs")
     async with carried(nats_address):
         await api.begin()
         answer = await api.client.post("/checkpoints")
@@ -176,6 +177,13 @@ def test_a_key_is_made_once_and_for_its_user_alone(tmp_path: Path):
     key = audit_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert named(audit_key(path).public_key()) == named(key.public_key())
+
+
+def test_many_who_make_a_key_at_once_have_the_same_one(tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(audit_key, [tmp_path / "audit-key.pem"] * 8))
+    assert len({named(key.public_key()) for key in made}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["audit-key.pem"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
