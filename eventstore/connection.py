@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import ParseResult
 
 import msgspec
 import nats.errors
@@ -55,6 +56,11 @@ class _Wire(TcpTransport):
 
     def __bool__(self) -> bool:
         return True  # else nats-py puts one of its own in our place
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        # Where an attempt failed half-way, the client forgets its connection, which then stays open.
+        self.close()
+        await super().connect(uri, buffer_size, connect_timeout)
 
     async def drain(self) -> None:
         if not self.leaving:

@@ -25,6 +25,7 @@ log = structlog.stdlib.get_logger()
 SILENCE_S = 1.2
 """Two heartbeats missed: the consumer is gone, or the server is."""
 AT_MOST_EVERY_S = 0.05
+OPEN_WITHIN_S = 3.0
 CATCH_UP_WITHIN_S = 5.0
 PROVEN_FOR_S = 1.0
 
@@ -94,7 +95,7 @@ class StreamTail:
             at = await stream.get(sequence=tail._position)
             tail._seen = (at.sequence, at.stored) if at else None
         try:
-            await tail._recreate()
+            await tail._begin()
         except BaseException:
             await tail.close()
             raise
@@ -104,6 +105,17 @@ class StreamTail:
             tail._leader.keep_asking()
         tail._keeping = asyncio.ensure_future(tail._keep())
         return tail
+
+    async def _begin(self) -> None:
+        """The first consumer. A server that has much to do may not answer at once."""
+        until = time.monotonic() + OPEN_WITHIN_S
+        while True:
+            try:
+                return await self._recreate()
+            except LogUnavailable:
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(AT_MOST_EVERY_S)
 
     @property
     def position(self) -> int:

@@ -81,10 +81,10 @@ async def running(
     """Serve until the context ends."""
     http = http or HttpSettings()
     catalogue = Catalogue([Simulator()], default="simulator")
-    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
-    # What is accepted inherits it; asyncio sets it only where the listening socket named its protocol.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     async with open_rooms(LogSettings(nats=nats), http, catalogue, views_url) as rooms:
+        listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+        # What is accepted inherits it; asyncio sets it only where the listening socket named its protocol.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await rooms.tokens.add(token, DEV, ALL_SCOPES)
         config = uvicorn.Config(
             build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
