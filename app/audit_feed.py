@@ -42,11 +42,12 @@ class Reading:
         self.last = last
         self.reset = reset
         self.position = after
-        self._last_id: str | None = None
+        self._last: Arrival | None = None
         self.scanned = 0
         self.more = False
         self._replay = replay
         self._question = question
+        self._everything = question.wanted.everything
         self._agents = agents
         self._left: int | None = question.limit
         self._exhausted = after >= last or replay.lag == 0
@@ -59,7 +60,7 @@ class Reading:
     @property
     def cursor(self) -> str:
         """From where to go on: an event id, where the last record that was passed was given."""
-        return self._last_id or str(self.position)
+        return str(self.position) if self._last is None else event_id(self._last)
 
     async def take(self, *, within_s: float, room_bytes: int | None = None) -> list[Arrival]:
         """The next ones that are wanted; none where none came in time, or none of those that came are wanted. With
@@ -79,10 +80,10 @@ class Reading:
                 self.more = True
                 return found
             self.scanned += 1
-            self.position, self._last_id = arrival.sequence, None
-            if await is_wanted(arrival, self._question.wanted, self._agents):
+            self.position, self._last = arrival.sequence, None
+            if self._everything or await is_wanted(arrival, self._question.wanted, self._agents):
                 found.append(arrival)
-                self._last_id = event_id(arrival)
+                self._last = arrival
                 self._left = None if self._left is None else self._left - 1
                 room_bytes = None if room_bytes is None else room_bytes - len(arrival.stored)
         self._look_ahead()
@@ -92,10 +93,10 @@ class Reading:
         """All that came was taken: is that all that there was to come?"""
         passed = min(self._replay.position, self.last)
         if passed > self.position:
-            self.position, self._last_id = passed, None
+            self.position, self._last = passed, None
         self._exhausted = self._replay.position >= self.last or self._replay.lag == 0
         if self._exhausted and self.position < self.last:
-            self.position, self._last_id = self.last, None
+            self.position, self._last = self.last, None
         self.more = not self._exhausted
 
 

@@ -28,6 +28,11 @@ class Wanted(Struct, frozen=True, kw_only=True):
         return subjects_about(self.owners, self.tasks)
 
     @property
+    def everything(self) -> bool:
+        """Whether nothing is named."""
+        return not (self.owners or self.tasks or self.agents or self.types)
+
+    @property
     def searches(self) -> bool:
         """Whether much may have to be read for little."""
         return bool(self.agents or self.types)

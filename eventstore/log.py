@@ -17,7 +17,6 @@ import re
 import zlib
 from collections.abc import Callable, Collection
 from datetime import datetime
-from functools import cached_property
 from typing import Protocol
 
 from eventstore.events import BlobReference, LogRecord, Owner, Record, TaskId
@@ -131,6 +130,8 @@ class Recorded:
     `imported`: it came from another log, by an import.
     """
 
+    __slots__ = ("_sha256", "imported", "owner", "record", "sequence", "stored", "task_id")
+
     def __init__(
         self,
         *,
@@ -147,11 +148,15 @@ class Recorded:
         self.record = record
         self.stored = stored
         self.imported = imported
+        self._sha256 = ""
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """SHA-256 (hex) of the stored bytes: what the task's next record carries as `previous`."""
-        return hashlib.sha256(self.stored).hexdigest()
+        # (functools.cached_property takes a lock before Python 3.12: a part of every fold.)
+        if not self._sha256:
+            self._sha256 = hashlib.sha256(self.stored).hexdigest()
+        return self._sha256
 
     def __repr__(self) -> str:
         return f"Recorded({self.sequence}, {self.task_id} v{self.record.version}, {self.record.fact!r})"

@@ -109,7 +109,7 @@ class StreamReplay:
         self._queue.append(arrival)
         self._bytes += len(arrival.stored)
         self._flow.room = self._has_room
-        if len(self._queue) >= self._wanted:
+        if len(self._queue) >= self._wanted and not self._woken.is_set():
             self._woken.set()
 
     def _on_reset(self) -> None:

@@ -57,11 +57,10 @@ class Rows:
         """The batch's tasks after it, in the order in which it first names them; the rows are at `checkpoint`."""
         if checkpoint != self._held_at:
             self._held.clear()  # another projector wrote in between
-        keys = dict.fromkeys((one.owner, one.task_id) for one in records)
-        stored = await self._stored(connection, [key for key in keys if key not in self._held])
+        keys = [(one.owner, one.task_id) for one in records]
+        stored = await self._stored(connection, [key for key in dict.fromkeys(keys) if key not in self._held])
         folding: dict[Key, Folding] = {}
-        for one in records:
-            key = one.owner, one.task_id
+        for key, one in zip(keys, records, strict=True):
             now = folding.get(key)
             if now is None:
                 kept = self._held.get(key) or stored.get(key) or (one.sequence, INITIAL, True)

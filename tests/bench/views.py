@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from nats.aio.client import Client
+
 from eventstore.connection import Connection, NatsAddress
 from eventstore.jetstream import STREAM, JetStreamLog
 from eventstore.server import EmbeddedServer
@@ -40,7 +42,8 @@ async def filled(directory: Path, records: int, *, tasks_only: bool = False) -> 
 
 async def bare_reading(nats: NatsAddress, records: int) -> float:
     """Records a second through nats-py's own ordered consumer with a callback that only counts."""
-    connection = await Connection.open(nats, "bench")
+    client = Client()
+    await client.connect(servers=[nats.url])
     done = asyncio.Event()
     seen = 0
 
@@ -51,14 +54,14 @@ async def bare_reading(nats: NatsAddress, records: int) -> float:
             done.set()
 
     since = time.monotonic()
-    consumer = await connection.client.jetstream().subscribe(  # pyright: ignore[reportUnknownMemberType]  # nats-py
-        "tasks.>", stream=STREAM, cb=count, ordered_consumer=True, pending_msgs_limit=-1, pending_bytes_limit=-1
+    consumer = await client.jetstream().subscribe(  # pyright: ignore[reportUnknownMemberType]  # nats-py
+        ">", stream=STREAM, cb=count, ordered_consumer=True, pending_msgs_limit=-1, pending_bytes_limit=-1
     )
     await done.wait()
     rate = records / (time.monotonic() - since)
     with suppress(Exception):
         await consumer.unsubscribe()
-    await connection.close()
+    await client.close()
     return rate
 
 
