@@ -15,7 +15,7 @@ from eventstore.connection import Connection, NatsAddress
 from eventstore.tokens import Tokens, new_token
 from tests.bench.figures import Figure
 from tests.bench.records import OWNER
-from tests.bench.views import ROUNDS, bare_reading, filled
+from tests.bench.views import bare_reading, filled, rounds
 from tests.projections.databases import Cluster
 from tests.walk.serving import free_port
 
@@ -90,7 +90,7 @@ async def replays(directory: Path, records: int, _: Cluster | None) -> list[Figu
     rates: dict[str, list[float]] = {form: [] for form in FORMS}
     checked: dict[str, list[float]] = {"on NATS": [], "over HTTP": []}
     async with filled(directory / "log", records) as (nats, last), serving(nats) as (url, token):
-        for _round in range(ROUNDS):
+        for _round in range(rounds(records)):
             bare.append(await bare_reading(nats, last))
             for form, accept in FORMS.items():
                 rates[form].append(await replayed(url, token, accept, last))
