@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from msgspec import Struct
-from sqlalchemy import Table, bindparam, insert, select, tuple_, update
+from sqlalchemy import Select, Table, Text, bindparam, column, insert, select, update, values
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, TaskId
@@ -72,11 +72,9 @@ class Rows:
         return folding
 
     async def _stored(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, Kept]:
-        c = self._table.c
         found: dict[Key, Kept] = {}
         for at in range(0, len(keys), AT_ONCE):
-            these = tuple_(c.owner, c.task_id).in_(keys[at : at + AT_ONCE])
-            rows = await connection.execute(select(c.owner, c.task_id, c.created, c.body, c.whole).where(these))
+            rows = await connection.execute(rows_of(self._table, keys[at : at + AT_ONCE]))
             for owner, task_id, created, body, whole in rows:
                 found[owner, task_id] = created, task_of(body), whole
         return found
@@ -116,6 +114,14 @@ class Rows:
         while len(self._held) > MAX_HELD:
             del self._held[next(iter(self._held))]
         self._held_at = upto
+
+
+def rows_of(table: Table, keys: Sequence[Key]) -> Select[str, str, int, bytes, bool]:
+    """The rows of these tasks. A join: where (owner, task_id) is looked for in a list, SQLite reads the whole table."""
+    c = table.c
+    these = values(column("owner", Text), column("task_id", Text)).data(list(keys)).cte("these")
+    theirs = (c.owner == these.c.owner) & (c.task_id == these.c.task_id)
+    return select(c.owner, c.task_id, c.created, c.body, c.whole).join_from(these, table, theirs)
 
 
 def _fixed(task: Task) -> Values:

@@ -17,6 +17,7 @@ from projections.checkpoint import is_of
 from projections.database import BadCursor, Database, ViewsUnavailable
 from projections.generations import Generation
 from projections.listing import Between, Filter, Listing, cursor_of, living
+from projections.rows import rows_of
 from projections.schema import GENERATIONS, MAX_WORD, task_of, tasks_table
 from projections.task import Status, Task
 from projections.views import Views
@@ -332,3 +333,15 @@ async def test_who_lives_is_found_without_a_walk_over_those_who_have_ended(tmp_p
         plan = [str(row[3]) for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {words}"))]
     await database.close()
     assert plan == ["SEARCH tasks_1 USING INDEX tasks_1_by_life (created>?)"], plan
+
+
+async def test_a_batchs_tasks_are_looked_up_by_their_index(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
+    await carry(MemoryLog(), database)
+    keys = [(ANN, numbered(number)) for number in range(100)]
+    words = rows_of(tasks_table(1), keys).compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    async with database.reading() as connection:
+        plan = [str(row[3]) for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {words}"))]
+    await database.close()
+    assert any("tasks_1_by_id (owner=? AND task_id=?)" in step for step in plan), plan
+    assert not [step for step in plan if step.startswith("SCAN tasks")], plan
