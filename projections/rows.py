@@ -116,7 +116,7 @@ class Rows:
         self._held_at = upto
 
 
-def rows_of(table: Table, keys: Sequence[Key]) -> Select[str, str, int, bytes, bool]:
+def rows_of(table: Table, keys: Sequence[Key]) -> Select[Owner, TaskId, int, bytes, bool]:
     """The rows of these tasks. A join: where (owner, task_id) is looked for in a list, SQLite reads the whole table."""
     c = table.c
     these = values(column("owner", Text), column("task_id", Text)).data(list(keys)).cte("these")
