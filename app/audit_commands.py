@@ -24,7 +24,7 @@ from eventstore.events import Checkpoint, TaskId
 from eventstore.log import CHECKPOINTS, Arrival
 from projections.audit import Fault, Verification
 from projections.imports import ExportFile, last_checkpoint_in
-from projections.proof import BadKey, named, public_key
+from projections.proof import BadKey, is_signed, named, public_key
 from projections.sources import Source, is_of
 from projections.sources import verify as show_all
 
@@ -191,19 +191,16 @@ def _report(verified: Verified, task_id: TaskId | None) -> str:
 
 def _signatures(verified: Verified) -> list[str]:
     if not verified.checkpoints:
-        return (
-            []
-            if not verified.whole
-            else ["nothing is signed here: that the end of a task, or a whole task, is missing can't be seen"]
-        )
+        return ["nothing is signed here: that the end of a task, or a whole task, is missing can't be seen"]
     trust = "as given" if verified.keys_given else "trusted because the log itself says so; --key says whom you trust"
     lines = [
         f"signed up to record {verified.signed_up_to:,}; checkpoints: {verified.checkpoints:,}; keys ({trust}):",
         *(f"  {key}" for key in verified.keys),
     ]
     after = verified.last_sequence - verified.signed_up_to - 1
-    if verified.whole and after > 0:
-        lines.append(f"not signed yet: {after:,} records after that")
+    if after > 0:
+        what = f"{after:,} records after that" if verified.whole else "what is shown of the records after that"
+        lines.append(f"not signed yet: {what}")
     return lines
 
 
@@ -239,10 +236,12 @@ async def _key(place: Place) -> str:
 
 
 def _key_of(arrival: Arrival) -> str:
-    fact = decode_checkpoint(arrival.stored).fact
-    if not isinstance(fact, Checkpoint) or arrival.subject != CHECKPOINTS:
+    record = decode_checkpoint(arrival.stored)
+    if not isinstance(record.fact, Checkpoint) or arrival.subject != CHECKPOINTS:
         raise NotTried("the last checkpoint is in the words of a newer release")
-    return fact.key
+    if not is_signed(record, record.fact):
+        raise NotTried("the signature of the last checkpoint is wrong: verify says more")
+    return named(public_key(record.fact.key))
 
 
 COMMANDS: list[click.Command] = [verify, export_log, import_log, stats, key]

@@ -148,6 +148,11 @@ class JetStreamLog:
                 if ack.err_code:
                     raise WrongExpectedSequence(STREAM, arrival.sequence - 1, await self.last_sequence())
 
+    async def last_on(self, subject: str) -> int:
+        """The leader's word for the last sequence of a subject; 0: it has none."""
+        found = await self._stream.get(subject=subject)
+        return 0 if found is None else found.sequence
+
     async def last_checkpoint(self) -> Arrival | None:
         """The leader's word for the last checkpoint."""
         return await self._stream.get(subject=CHECKPOINTS)

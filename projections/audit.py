@@ -16,7 +16,7 @@ from eventstore.codec import TAGS, Unreadable, decode_checkpoint, field_of
 from eventstore.events import BlobReference, Checkpoint, Ending, LogRecord, Time
 from eventstore.log import CHECKPOINTS, Arrival
 from projections.lines import whose
-from projections.proof import LEAF_BYTES, NO_LEAF, Leaves, is_signed, leaf_of
+from projections.proof import LEAF_BYTES, MAX_LEAVES, NO_LEAF, Leaves, is_signed, leaf_of
 
 MAX_FAULTS = 1_000
 """So many are named; all are counted."""
@@ -115,6 +115,9 @@ class Verification:
         self.records += 1
         digest = hashlib.sha256(arrival.stored)
         if self._whole:
+            if arrival.sequence > self._leaves.sequence + MAX_LEAVES:
+                # So much is missing that it is not noted place by place.
+                self._leaves = Leaves(arrival.sequence - 1)
             self._leaves.add(arrival.subject, arrival.sequence, digest.digest())
         elif arrival.subject != CHECKPOINTS:
             self._some.append((arrival.sequence, leaf_of(arrival.subject, digest.digest())))
@@ -134,18 +137,31 @@ class Verification:
 
     def checkpoint(self, arrival: Arrival, leaves: bytes | None) -> None:
         """The checkpoint just taken, with its leaves where they were to be had: judge what it says of what was seen."""
+        if arrival.sequence != self.last_sequence:
+            return  # it was out of order, and said to be
         try:
             record = decode_checkpoint(arrival.stored)
         except Unreadable:
-            return  # said already
-        if isinstance(record.fact, Checkpoint) and self._is_fit(arrival, record, record.fact):
-            if self._whole:
-                self._judge(arrival, record.fact, leaves)
-            else:
-                self._judge_some(arrival, record.fact, leaves)
-            self._covered = record.fact.sequence
-            self._checkpoints += 1
-            self._seen_keys.add(record.fact.key)
+            record = None
+        if record is None or not isinstance(record.fact, Checkpoint):
+            self._say(arrival.sequence, arrival.subject, "it is no checkpoint that can be read")
+            return
+        said = record.fact
+        if not self._is_trusted(arrival, record, said):
+            return
+        if not (said.after == self._covered <= said.sequence < arrival.sequence):
+            what = f"it covers {said.after + 1} to {said.sequence}, where {self._covered + 1} was to come"
+            self._say(arrival.sequence, arrival.subject, what)
+            if self._whole and said.after == self._covered == self._leaves.after and leaves is not None:
+                self._compare(arrival, said, self._leaves.up_to(said.sequence), leaves)
+            return
+        if self._whole:
+            self._judge(arrival, said, leaves)
+        else:
+            self._judge_some(arrival, said, leaves)
+        self._covered = said.sequence
+        self._checkpoints += 1
+        self._seen_keys.add(said.key)
 
     def blob(self, wanted: Wanted, content: bytes | None) -> None:
         """What was found by a record's reference."""
@@ -159,6 +175,8 @@ class Verification:
         """There are no more; the log says that its last sequence is this one."""
         if self._whole and last_sequence > self.last_sequence:
             self._say_missing(self.last_sequence + 1, last_sequence)
+        if self._keys and self.records and not self._checkpoints:
+            self._say(self.last_sequence, "", "nothing up to here is signed by a key that was given")
 
     def held(self, arrival: Arrival, found: Arrival | None) -> None:
         """A checkpoint that someone else holds, and what the log has at its sequence."""
@@ -194,20 +212,21 @@ class Verification:
         else:
             self._links[arrival.subject] = _Link(head.version, sha256, arrival.sequence, head.at)
 
-    def _is_fit(self, arrival: Arrival, record: LogRecord, said: Checkpoint) -> bool:
+    def _is_trusted(self, arrival: Arrival, record: LogRecord, said: Checkpoint) -> bool:
         where = arrival.sequence, arrival.subject
         if not is_signed(record, said):
             self._say(*where, "its signature is wrong")
         elif self._keys and said.key not in self._keys:
             self._say(*where, f"it is signed by {said.key}, which is none of the keys given")
-        elif said.after != self._covered or said.sequence < said.after:
-            self._say(*where, f"it covers {said.after + 1} to {said.sequence}, where {self._covered + 1} was to come")
         else:
             return True
         return False
 
     def _judge(self, arrival: Arrival, said: Checkpoint, leaves: bytes | None) -> None:
-        self._leaves.skip_to(said.sequence)
+        if self._leaves.after != said.after:
+            self._say(arrival.sequence, arrival.subject, "most of what it signs is missing")
+            self._leaves = Leaves(said.sequence)
+            return
         ours = self._leaves.up_to(said.sequence)
         if hashlib.sha256(ours).hexdigest() != said.digest:
             self._compare(arrival, said, ours, leaves)
@@ -234,6 +253,7 @@ class Verification:
             what = f"what it signs, {said.after + 1} to {said.sequence}, is not what is there; which, it can't tell:"
             self._say(arrival.sequence, arrival.subject, f"{what} its leaves are missing")
             return
+        ours = ours.ljust(len(leaves), b"\0")
         for at in range(0, len(leaves), LEAF_BYTES):
             was, is_now = leaves[at : at + LEAF_BYTES], ours[at : at + LEAF_BYTES]
             if was == is_now:

@@ -5,8 +5,8 @@ was cut off in the middle (a line, a blob without its record) is cut away and wr
 """
 
 import mmap
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Generator
+from contextlib import aclosing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -107,7 +107,7 @@ def header_of(line: bytes) -> Header:
     """Raises BadLine where it is no export's first line, or that of a newer release."""
     try:
         header = _header.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadLine(f"not the first line of an export: {error}") from error
     if header.tasktrail_export != 1:
         raise BadLine(f"an export in form {header.tasktrail_export}, which this release can't read")
@@ -127,10 +127,13 @@ def kept_in(path: Path, begins: bytes, sequence_of: Callable[[bytes], int | None
     """What is there of an export; None: nothing, or not even a first line. Raises NotContinued, BadLine."""
     if not path.exists() or not path.stat().st_size:
         return None
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    foreign = NotContinued(f"{path} is there already, and is no such export")
+    if not path.is_file():
+        raise foreign
+    with _mapped(path) as content:
         first = content[: len(begins)]
         if first != begins[: len(first)]:
-            raise NotContinued(f"{path} is there already, and is no such export")
+            raise foreign
         end = content.rfind(b"\n") + 1
         while end:
             begin = content.rfind(b"\n", 0, end - 1) + 1
@@ -140,6 +143,15 @@ def kept_in(path: Path, begins: bytes, sequence_of: Callable[[bytes], int | None
                 return Kept(sequence, line, end)
             end = begin
     return None
+
+
+@contextmanager
+def _mapped(path: Path) -> Generator[mmap.mmap]:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+    except OSError as error:
+        raise BadLine(f"{path} can't be read: {error.strerror or error}") from error
 
 
 def begun(path: Path, form: Form) -> Kept:

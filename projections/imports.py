@@ -6,16 +6,20 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
 
+from eventstore.blobs import MAX_BLOB
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import CHECKPOINTS, Arrival, BadSubject, LogError, task_of_subject, task_subject
 from projections.audit import Verification
-from projections.exports import BLOB, HEADER, Header, header_of, kept_in
-from projections.lines import BadBlob, BadLine, arrival_of, blob_of, line_of
+from projections.exports import BLOB, HEADER, Header, header_of, kept_in, references_of
+from projections.lines import BadBlob, BadLine, arrival_of, blob_line, blob_of, line_of
 from projections.sources import LogSource, verify
 
 BATCH = 1_000
 BATCH_BYTES = 8 * 1024 * 1024
 MAX_BROKEN = 1_000
+MAX_HEADER = 1024 * 1024
+MAX_LINE = 2 * MAX_BLOB
+"""Bytes of a line: a blob in base64 fits."""
 WORD = re.compile(r"[A-Za-z0-9_=-]{1,256}")
 
 
@@ -24,8 +28,10 @@ class CantImport(LogError):
 
 
 class ExportFile:
-    """An NDJSON export. Lines that can't be read are passed over, and counted in `broken`; where it is `strict` they
-    raise BadLine, as does all that an export would not have written so. Build with `open`, which raises BadLine."""
+    """An NDJSON export. Lines that an export would not have written so are passed over, and counted in `broken`; where
+    it is `strict` they raise BadLine. Build with `open`, which raises BadLine.
+
+    What is not exactly as we write it may say one thing to us and another to whoever else reads it."""
 
     def __init__(self, path: Path, header: Header, *, strict: bool = False) -> None:
         self.path = path
@@ -33,13 +39,16 @@ class ExportFile:
         self.broken: list[str] = []
         self._strict = strict
         self._blobs: dict[str, bytes] = {}
+        self._seen_blobs: set[str] = set()
 
     @classmethod
     def open(cls, path: Path, *, strict: bool = False) -> "ExportFile":
         """Read its first line."""
+        if path.exists() and not path.is_file():
+            raise BadLine(f"{path} is no file: it is read more than once")
         try:
             with path.open("rb") as file:
-                return cls(path, header_of(file.readline()), strict=strict)
+                return cls(path, header_of(file.readline(MAX_HEADER)), strict=strict)
         except OSError as error:
             raise BadLine(f"{path} can't be read: {error.strerror}") from error
 
@@ -83,8 +92,9 @@ class ExportFile:
     def batches(self) -> Generator[list[Arrival]]:
         """All records, and no more than a bounded number of bytes at a time."""
         self.broken = []
+        self._seen_blobs = set()
         with self.path.open("rb") as file:
-            file.readline()
+            file.readline(MAX_HEADER)
             while True:
                 # A record's blobs stand before it: a batch ends with a record, and its blobs are all here by then.
                 self._blobs = {}
@@ -95,27 +105,46 @@ class ExportFile:
 
     def _batch(self, file: BinaryIO) -> Generator[Arrival]:
         size = count = 0
-        while count < BATCH and size < BATCH_BYTES and (line := file.readline()):
+        waiting: dict[str, bytes] = {}
+        while (count < BATCH and size < BATCH_BYTES) or waiting:
+            line = file.readline(MAX_LINE)
             size += len(line)
             try:
-                if (blob := blob_of(line)) is not None:
-                    self._blobs[blob[0]] = blob[1]
+                if (blob := self._blob(line)) is not None:
+                    waiting[blob[0]] = blob[1]
                     continue
-                yield self._arrival(line)
+                theirs, waiting = waiting, {}
+                if theirs:
+                    self._keep(theirs, line)
+                if not line:
+                    return
+                arrival = arrival_of(line)
+                if wrong := _not_ours(arrival, line):
+                    self._break(file, line, BadLine(wrong))
+                yield arrival
                 count += 1
             except BadBlob as error:
-                self._blobs[error.name] = b""
+                waiting[error.name] = b""
                 self._break(file, line, error)
             except BadLine as error:
                 self._break(file, line, error)
 
-    def _arrival(self, line: bytes) -> Arrival:
-        if not line.endswith(b"\n"):
-            raise BadLine("it was cut off in the middle")
-        arrival = arrival_of(line)
-        if self._strict and (line_of(arrival) != line or not is_subject(arrival.subject)):
-            raise BadLine(f"record {arrival.sequence} is not as an export writes it")
-        return arrival
+    def _blob(self, line: bytes) -> tuple[str, bytes] | None:
+        blob = blob_of(line)
+        if blob is not None:
+            if blob[0] in self._seen_blobs:
+                raise BadLine(f"blob {blob[0]} comes a second time")
+            if blob_line(*blob) != line:
+                raise BadLine(f"blob {blob[0]} is not as an export writes it")
+            self._seen_blobs.add(blob[0])
+        return blob
+
+    def _keep(self, waiting: dict[str, bytes], line: bytes) -> None:
+        """The blobs before a record's line are its own, and no others."""
+        wanted = references_of(arrival_of(line)) if line else ()
+        self._blobs |= {name: content for name, content in waiting.items() if name in wanted}
+        if strangers := sorted(waiting.keys() - set(wanted)):
+            raise BadLine(f"blob {strangers[0]} is not what the record after it refers to")
 
     def _break(self, file: BinaryIO, line: bytes, error: BadLine) -> None:
         where = f"at byte {file.tell() - len(line):,} of {self.path}: {error}"
@@ -123,6 +152,15 @@ class ExportFile:
             raise BadLine(where) from error
         if len(self.broken) < MAX_BROKEN:
             self.broken.append(where)
+
+
+def _not_ours(arrival: Arrival, line: bytes) -> str:
+    """Why no export would have written this line; empty: it would."""
+    if not line.endswith(b"\n"):
+        return "it was cut off in the middle"
+    if line_of(arrival) != line or not is_subject(arrival.subject):
+        return f"record {arrival.sequence} is not as an export writes it"
+    return ""
 
 
 def _sequence_or_none(line: bytes) -> int | None:
@@ -153,7 +191,7 @@ def last_checkpoint_in(path: Path) -> Arrival:
     last = None
     try:
         with path.open("rb") as file:
-            for line in file:
+            while line := file.readline(MAX_LINE):
                 if b'"subject":"%b"' % CHECKPOINTS.encode() in line[:200]:
                     last = line
     except OSError as error:
@@ -184,8 +222,7 @@ async def put_back(
     written = 0
     async with aclosing(file.arrivals(held, end)) as batches:
         async for batch in batches:
-            for name, content in file.blobs.items():
-                await log.blobs.put(name, content)
+            await _put_blobs(file, log, batch)
             if not imported:
                 await log.put_back([Arrival(one.sequence, one.subject, one.stored) for one in batch])
             else:
@@ -193,6 +230,18 @@ async def put_back(
             written += len(batch)
             on_progress(batch[-1].sequence, end)
     return written
+
+
+async def _put_blobs(file: ExportFile, log: JetStreamLog, batch: list[Arrival]) -> None:
+    """Each with the word of which append it belongs to, by which its record is found."""
+    before: dict[str, int] = {}
+    for arrival in batch:
+        for name in references_of(arrival):
+            if (content := file.blobs.get(name)) is not None:
+                subject = arrival.subject
+                expected = before[subject] if subject in before else await log.last_on(subject)
+                await log.blobs.put(name, content, subject=subject, expected=expected)
+        before[arrival.subject] = arrival.sequence
 
 
 async def _held(file: ExportFile, log: JetStreamLog, end: int, *, imported: bool) -> int:

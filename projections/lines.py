@@ -14,6 +14,8 @@ from eventstore.cursor import event_id
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, LogError, task_of_subject
 
+MAX_SEQUENCE = 2**63
+
 
 class BadLine(LogError):
     """Not a line of ours."""
@@ -68,7 +70,7 @@ def is_a_line(stored: bytes) -> bool:
         _raw.decode(stored)
         if not stored.isascii():
             stored.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return b"\n" not in stored and b"\r" not in stored
 
@@ -84,8 +86,10 @@ def arrival_of(line: bytes) -> Arrival:
     try:
         read = _line.decode(line)
         stored = base64.b64decode(read.stored, validate=True) if read.stored else bytes(read.record)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadLine(f"not a record's line: {error}") from error
+    if not 1 <= read.sequence < MAX_SEQUENCE:
+        raise BadLine(f"not a record's line: {read.sequence} is no sequence of a log")
     return Arrival(read.sequence, read.subject, stored, imported=read.imported)
 
 
@@ -97,7 +101,7 @@ def blob_of(line: bytes) -> tuple[str, bytes] | None:
     try:
         read = _blob.decode(line)
         content = base64.b64decode(read.content, validate=True)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadLine(f"not a blob's line: {error}") from error
     if hashlib.sha256(content).hexdigest() != read.sha256:
         raise BadBlob(read.blob)

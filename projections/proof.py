@@ -101,6 +101,8 @@ def text_of(record: LogRecord, checkpoint: Checkpoint) -> bytes:
     lines = (
         "tasktrail checkpoint 1",
         f"version {record.version}",
+        f"record {record.record_id}",
+        f"actor {record.actor}",
         f"at {record.at.isoformat()}",
         f"previous {record.previous}",
         f"after {checkpoint.after}",

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.checkpoints import Checkpoints
+from eventstore.codec import encode
 from eventstore.events import TaskFact
 from eventstore.log import CHECKPOINTS, Arrival, task_subject
 from eventstore.memory import MemoryLog
 from projections.audit import Verification, leaves_in
-from projections.proof import BadKey, named, public_key
+from projections.proof import BadKey, Leaves, named, public_key, signed
 from projections.sources import LogSource, verify
 from tests.given import BEGIN, cancelled, completed, started
 from tests.projections.lives import ANN, BOB, Scribe, born, numbered
@@ -238,3 +239,43 @@ async def test_a_log_is_walked_with_its_blobs():
 def test_what_is_no_key_is_refused(name: str):
     with pytest.raises(BadKey):
         public_key(name)
+
+
+def test_a_checkpoint_put_before_what_it_signs_covers_nothing():
+    arrivals = written([1, 0])
+    subject = task_subject(ANN, numbered(0))
+    mine = [changed(one) for one in arrivals if one.subject == subject]
+    moved = Arrival(1, CHECKPOINTS, arrivals[-1].stored)
+    forged = [moved, *(Arrival(number, one.subject, one.stored) for number, one in enumerate(mine, 2))]
+    for whole in (True, False):
+        verification = verification_of(forged, whole=whole)
+        assert named_in(verification) >= {1}
+        assert verification.covered.sequence == 0
+
+
+def test_a_checkpoint_that_can_not_be_read_is_named():
+    arrivals = written([1])
+    for name, other in ((b'"signature":', b'"sig":'), (b'"log.checkpoint"', b'"log.whatever"')):
+        last = Arrival(arrivals[-1].sequence, CHECKPOINTS, arrivals[-1].stored.replace(name, other))
+        assert named_in(verification_of([*arrivals[:-1], last])) == {last.sequence}
+
+
+def test_a_key_that_signed_nothing_is_a_fault():
+    unsigned = [one for one in written([0, 1]) if one.subject != CHECKPOINTS]
+    assert verification_of(unsigned).faults == []
+    assert verification_of(unsigned, keys=frozenset({NAME})).fault_count == 1
+
+
+def test_a_checkpoint_of_a_stranger_is_named_and_the_later_ones_go_on():
+    arrivals = written([1])
+    stranger = signed(Ed25519PrivateKey.generate(), "x", BEGIN, "checkpoints", arrivals[-1], Leaves(0))
+    between = Arrival(arrivals[-1].sequence + 1, CHECKPOINTS, encode(stranger))
+    verification = verification_of([*arrivals, between], keys=frozenset({NAME}))
+    assert named_in(verification) == {between.sequence}
+    assert verification.covered.sequence == arrivals[-1].sequence - 1
+
+
+def test_a_gap_of_any_size_is_one_fault_and_takes_no_memory():
+    arrivals = written([1])
+    far = Arrival(10**15, arrivals[0].subject, arrivals[0].stored)
+    assert arrivals[-1].sequence + 1 in named_in(verification_of([*arrivals, far]))
