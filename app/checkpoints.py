@@ -12,12 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from app.offices import hold_office
 from app.settings import LogSettings
 from eventstore.checkpointing import Signed, answering
-from eventstore.codec import Unreadable, decode_checkpoint
 from eventstore.connection import Connection
 from eventstore.election import Election
-from eventstore.events import Checkpoint
 from eventstore.jetstream import JetStreamLog
-from eventstore.log import Arrival, EventLog, LogError, LogUnavailable, Replay, WrongExpectedSequence
+from eventstore.log import CHECKPOINTS, Arrival, EventLog, LogError, LogUnavailable, Replay, WrongExpectedSequence
+from projections.chain import Chain
 from projections.proof import MAX_LEAVES, Leaves, named, signed
 
 log = structlog.stdlib.get_logger()
@@ -36,7 +35,7 @@ class Checkpoints:
     def __init__(self, event_log: EventLog, key: Ed25519PrivateKey) -> None:
         self._log = event_log
         self._key = key
-        self._last: Arrival | None = None
+        self._chain = Chain(named(key.public_key()))
         self._leaves = Leaves(0)
         self._replay: Replay | None = None
         self._busy = asyncio.Lock()
@@ -51,7 +50,9 @@ class Checkpoints:
         async with self._busy:
             end = await self._log.last_sequence()
             await self._read_to(end)
-            if self._leaves.records:
+            # What only others signed is signed anew by a new key, so that it is known.
+            first = self._chain.mine is None and self._leaves.sequence > self._leaves.after
+            if self._leaves.records or first:
                 await self._sign()
             return self._told()
 
@@ -68,11 +69,31 @@ class Checkpoints:
 
     async def _begun(self) -> Replay:
         if self._replay is None:
-            self._last = await self._log.last_checkpoint()
-            covered = 0 if self._last is None else _fact_of(self._last).sequence
-            self._leaves = Leaves(covered)
-            self._replay = await self._log.replay(after=covered)
+            self._chain = await self._chain_now()
+            self._leaves = Leaves(self._chain.covered)
+            self._replay = await self._log.replay(after=self._chain.covered)
         return self._replay
+
+    async def _chain_now(self) -> Chain:
+        chain = Chain(named(self._key.public_key()))
+        last = await self._log.last_checkpoint()
+        if last is None:
+            return chain
+        chain.begin_at(last)
+        replay = await self._log.replay(after=chain.covered, subjects=(CHECKPOINTS,))
+        try:
+            heard_at = time.monotonic()
+            while chain.at < last.sequence:
+                taken = await replay.take(BATCH, within_s=LOOK_S)
+                for arrival in taken:
+                    chain.add(arrival)
+                if taken:
+                    heard_at = time.monotonic()
+                elif time.monotonic() - heard_at > SILENT_S:
+                    raise LogUnavailable(f"no checkpoint came from the log for {SILENT_S:g} s")
+        finally:
+            await replay.close()
+        return chain
 
     async def _read_to(self, end: int) -> None:
         replay = await self._begun()
@@ -87,6 +108,8 @@ class Checkpoints:
         try:
             taken = await replay.take(BATCH, within_s=within_s)
             for arrival in taken:
+                if arrival.subject == CHECKPOINTS:
+                    self._take_checkpoint(arrival)
                 digest = hashlib.sha256(arrival.stored).digest()
                 self._leaves.add(arrival.subject, arrival.sequence, digest)
             if self._leaves.sequence - self._leaves.after >= MAX_LEAVES:
@@ -96,10 +119,19 @@ class Checkpoints:
             raise
         return bool(taken)
 
+    def _take_checkpoint(self, arrival: Arrival) -> None:
+        """Another's: to go on from, where another process has our key; nobody's, where somebody made it up."""
+        if arrival.sequence > self._chain.at:
+            self._chain.add(arrival)
+            if self._chain.covered > self._leaves.after:
+                self._leaves.drop(self._chain.covered)
+
     async def _sign(self) -> None:
-        record = signed(self._key, str(uuid_utils.uuid7()), datetime.now(UTC), ACTOR, self._last, self._leaves)
+        record = signed(
+            self._key, str(uuid_utils.uuid7()), datetime.now(UTC), ACTOR, self._chain.previous, self._leaves
+        )
         try:
-            self._last = await self._log.append_checkpoint(record, self._last.sequence if self._last else 0)
+            written = await self._log.append_checkpoint(record, self._chain.at)
         except WrongExpectedSequence as error:
             await self.close()
             raise LogUnavailable("another process writes checkpoints, too") from error
@@ -107,20 +139,14 @@ class Checkpoints:
             await self.close()
             raise
         self._leaves.drop(self._leaves.sequence)
-        log.info("checkpoint.written", sequence=self._last.sequence, covers=self._leaves.after)
+        self._chain.add(written)
+        log.info("checkpoint.written", sequence=written.sequence, covers=self._leaves.after)
 
     def _told(self) -> Signed:
-        if self._last is None:
-            return Signed(sequence=0, covers=0, key=named(self._key.public_key()))
-        fact = _fact_of(self._last)
-        return Signed(sequence=self._last.sequence, covers=fact.sequence, key=fact.key)
-
-
-def _fact_of(arrival: Arrival) -> Checkpoint:
-    fact = decode_checkpoint(arrival.stored).fact
-    if not isinstance(fact, Checkpoint):
-        raise Unreadable("the last checkpoint is in the words of a newer release")
-    return fact
+        key = named(self._key.public_key())
+        if self._chain.mine is None:
+            return Signed(sequence=0, covers=0, key=key)
+        return Signed(sequence=self._chain.mine.sequence, covers=self._chain.covered, key=key)
 
 
 class Carrier:

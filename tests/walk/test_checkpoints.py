@@ -1,27 +1,31 @@
 """Checkpoints on a real log: written while we serve, on request, at a stop; by whoever leads, and by one at a time."""
 
 import asyncio
+import base64
 import stat
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from app import checkpoints as room
 from app.audit_key import audit_key
 from app.checkpoints import Carrier, Checkpoints
 from app.settings import LogSettings
 from eventstore.checkpointing import NobodySigns, Signer
-from eventstore.codec import encode
+from eventstore.codec import decode_checkpoint, encode
 from eventstore.connection import NatsAddress
+from eventstore.events import Checkpoint
 from eventstore.jetstream import JetStreamLog
-from eventstore.log import Arrival, EventLog, LogUnavailable, task_subject
+from eventstore.log import CHECKPOINTS, Arrival, EventLog, LogUnavailable, task_subject
 from eventstore.server import EmbeddedServer
 from projections.audit import Verification
-from projections.proof import BadKey, named
+from projections.proof import BadKey, Leaves, named, signed, text_of
 from projections.sources import LogSource, verify
 from tests.api import DEV, Api, running
 from tests.log.logs import ANN, SOON_S, created, grow, jetstream, new_task, record_of
@@ -139,6 +143,106 @@ async def test_a_server_that_dies_between_leaves_no_hole(server: EmbeddedServer)
         await until_written(log, checkpoints, grown[-1].sequence + 4)
         await checkpoints.close()
         assert (await verified(log)).faults == []
+
+
+OTHERS = Ed25519PrivateKey.generate()
+
+
+async def forge(log: JetStreamLog, content: bytes) -> None:
+    """What anybody who may publish can put there."""
+    answer = await log.connection.request(CHECKPOINTS, content)
+    assert b'"error"' not in answer.data, answer.data
+
+
+def forged(key: Ed25519PrivateKey, after: int, sequence: int, *, version: int = 1) -> bytes:
+    """Signed, by somebody, and covering whatever they like."""
+    record = signed(key, "forged", datetime.now(UTC), "eve", None, Leaves(after))
+    assert isinstance(record.fact, Checkpoint)
+    said = replace(record.fact, sequence=sequence)
+    record = replace(record, version=version, fact=said)
+    signature = base64.b64encode(key.sign(text_of(record, said))).decode()
+    return encode(replace(record, fact=replace(said, signature=signature)))
+
+
+FORGED = {
+    "junk": b"junk",
+    "deep": b'{"a":' * 10_000,
+    "beyond the end": forged(OTHERS, 0, 10**17),
+    "unsigned": forged(OTHERS, 0, 1).replace(b'"actor":"eve"', b'"actor":"bob"'),
+    "another key's": forged(OTHERS, 3, 3),
+    "of the last version": forged(OTHERS, 3, 3, version=2**64 - 1),
+}
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED.keys())
+async def test_a_forged_checkpoint_stops_no_later_ones(nats_address: NatsAddress, content: bytes):
+    async with jetstream(nats_address) as log:
+        grown = await grow(log, new_task(), 3)
+        going_on = Checkpoints(log, KEY)
+        assert (await going_on.write()).covers == 3
+        await forge(log, content)
+        grown = await grow(log, grown[0].task_id, 1, grown[-1])
+        signed_now = await going_on.write()
+        assert (signed_now.sequence, signed_now.covers, signed_now.key) == (7, 6, NAME)
+        await forge(log, content)
+        grown = await grow(log, grown[0].task_id, 1, grown[-1])
+        begun = Checkpoints(log, KEY)
+        signed_now = await begun.write()
+        assert (signed_now.sequence, signed_now.covers, signed_now.key) == (10, 9, NAME)
+        assert await going_on.write() == signed_now
+        said = [decode_checkpoint(one.stored).fact for one in await ours(log)]
+        assert [(one.after, one.sequence) for one in said if isinstance(one, Checkpoint)] == [(0, 3), (3, 6), (6, 9)]
+        await begun.close()
+        await going_on.close()
+
+
+async def ours(log: EventLog) -> list[Arrival]:
+    """The checkpoints that name our key."""
+    batches = LogSource(log).arrivals(0, await log.last_sequence())
+    return [
+        one async for batch in batches for one in batch if one.subject == CHECKPOINTS and NAME.encode() in one.stored
+    ]
+
+
+async def test_a_copy_of_an_older_checkpoint_takes_nothing_back(nats_address: NatsAddress):
+    async with jetstream(nats_address) as log:
+        for _ in range(3):
+            await grow(log, new_task(), 2)
+            checkpoints = Checkpoints(log, KEY)
+            await checkpoints.write()
+            await checkpoints.close()
+        first, *_, last = await ours(log)
+        await forge(log, first.stored)
+        checkpoints = Checkpoints(log, KEY)
+        assert (await checkpoints.write()).covers == last.sequence - 1
+        await grow(log, new_task(), 1)
+        assert (await checkpoints.write()).covers == last.sequence + 2
+        await checkpoints.close()
+        said = decode_checkpoint((await ours(log))[-1].stored).fact
+        assert isinstance(said, Checkpoint)
+        assert said.after == last.sequence - 1
+
+
+async def test_a_first_forged_checkpoint_is_no_beginning(nats_address: NatsAddress):
+    async with jetstream(nats_address) as log:
+        await forge(log, FORGED["beyond the end"])
+        checkpoints = Checkpoints(log, KEY)
+        told = await checkpoints.write()
+        assert (told.covers, told.key) == (1, NAME)
+        assert await checkpoints.write() == told
+        await checkpoints.close()
+
+
+async def test_a_new_key_goes_on_from_the_old_one(nats_address: NatsAddress):
+    async with jetstream(nats_address) as log:
+        for key in (OTHERS, KEY):
+            await grow(log, new_task(), 2)
+            checkpoints = Checkpoints(log, key)
+            await checkpoints.write()
+            await checkpoints.close()
+        verification = Verification(whole=True, keys=frozenset({NAME, named(OTHERS.public_key())}))
+        await verify(LogSource(log), verification, lambda at, end: None)
+        assert (verification.faults, verification.covered.checkpoints) == ([], 2)
 
 
 async def until_written(log: JetStreamLog, checkpoints: Checkpoints, covers: int) -> None:
