@@ -104,12 +104,12 @@ NEEDED: list[tuple[str, str, Json, Scope]] = [
     ("GET", f"{TASKS}/task_{uuid4()}", None, "niyra:tasks:read"),
 ]
 FOLLOWUP: Json = {"instruction": "x", "conversation_id": str(uuid4())}
-WRITE: tuple[Scope, ...] = ("niyra:execute", "niyra:ask", "niyra:followup")
+NIYRAS: tuple[Scope, ...] = ("niyra:execute", "niyra:ask", "niyra:followup", "niyra:tasks:read")
 
 
 async def test_a_token_without_the_scope_is_told_which_it_needs(api: Api):
     for number, (method, path, body, scope) in enumerate(NEEDED):
-        others = tuple(one for one in (*WRITE, "niyra:tasks:read") if one != scope)
+        others: tuple[Scope, ...] = tuple(one for one in NIYRAS if one != scope)
         assert await status_with(api, f"pat_less{number}", (scope,), method, path, body) != 403
         bearer = await with_token(api, f"pat_{number}", others)
         refusal = is_refusal(
@@ -128,7 +128,7 @@ async def test_our_own_scopes_include_the_vendors(api: Api):
         other: Scope = "tasks:write" if method == "GET" else "tasks:read"
         assert await status_with(api, f"pat_{other}", (other,), method, path, body) == 403, scope
     # The vendor's scopes open nothing of ours.
-    assert await status_with(api, "pat_vendor", (*WRITE, "niyra:tasks:read"), "GET", "/tasks", None) == 403
+    assert await status_with(api, "pat_vendor", NIYRAS, "GET", "/tasks", None) == 403
 
 
 async def with_token(api: Api, token: str, scopes: tuple[Scope, ...]) -> dict[str, str]:

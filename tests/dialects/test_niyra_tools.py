@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.local import Local, write_local
@@ -52,7 +53,7 @@ async def test_a_tool_that_is_off_is_refused_until_it_is_on_again(niyra: Niyra, 
             pass
 
 
-async def until_refused(niyra: Niyra, tool: str):  # noqa: ANN201
+async def until_refused(niyra: Niyra, tool: str) -> httpx.Response:
     """The first answer that is a refusal: the worker hears of the switch within a second."""
     async with asyncio.timeout(SOON_S):
         while True:
@@ -63,15 +64,18 @@ async def until_refused(niyra: Niyra, tool: str):  # noqa: ANN201
 
 async def test_what_is_off_is_listed_by_owner(nats_address: NatsAddress, tmp_path: Path):
     write_local(tmp_path, Local(token="tt_dev", nats=nats_address))
-    for words in (("b", "ann"), ("a", "ann"), ("a", "ann"), ("c", "Eve")):
-        assert (await tools(tmp_path, "disable", words[0], "--owner", words[1])).code == 0
-    listed = await tools(tmp_path, "list", "--owner", "ann")
+    wanted = (("b", "ann"), ("a", "ann"), ("a", "ann"), ("c", "Eve"))
+    done = await asyncio.gather(*(tools(tmp_path, "disable", name, "--owner", owner) for name, owner in wanted))
+    assert [one.code for one in done] == [0] * 4
+    listed, as_json, said, nameless = await asyncio.gather(
+        tools(tmp_path, "list", "--owner", "ann"),
+        tools(tmp_path, "list", "--owner", "Eve", "--json"),
+        tools(tmp_path, "enable", "never", "--owner", "ann"),
+        tools(tmp_path, "disable", "", "--owner", "ann"),
+    )
     assert [line.split()[0] for line in listed.out.splitlines()] == ["TOOL", "a", "b"]
-    as_json = await tools(tmp_path, "list", "--owner", "Eve", "--json")
     assert [json.loads(line)["tool"] for line in as_json.out.splitlines()] == ["c"]
-    said = await tools(tmp_path, "enable", "never", "--owner", "ann")
     assert (said.code, said.out) == (1, "")
     assert "'never' is not off for ann" in said.err
-    said = await tools(tmp_path, "disable", "", "--owner", "ann")
-    assert (said.code, said.out) == (2, "")
-    assert "a tool's name has 1 to 512 bytes" in said.err
+    assert (nameless.code, nameless.out) == (2, "")
+    assert "a tool's name has 1 to 512 bytes" in nameless.err
