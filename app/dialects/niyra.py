@@ -21,18 +21,21 @@ MAX_CHANNEL_CONTEXT = 8_000
 RETRY_AFTER_S = 3
 """What the vendor's own example waits between polls."""
 
+PENDING = r"^(task_)?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+
+ChannelContext = Annotated[str, Meta(max_length=MAX_CHANNEL_CONTEXT)]
 NiyraStatus = Literal["pending", "running", "complete", "failed", "cancelled"]
 Mode = Literal["execute", "ask"]
 
 
 class NewExecution(Struct, kw_only=True, omit_defaults=True):
-    """What is to be done: an `instruction`, or, by `confirmed_task_id`, what a plan said; then nothing else is read."""
+    """What is to be done: an `instruction`, or, by `confirmed_task_id`, what a plan said; then only that is read."""
 
     instruction: str | None = None
     conversation_id: UUID | None = None
     approval_mode: ApprovalMode | None = None
-    channel_context: str | None = None
-    confirmed_task_id: str | None = None
+    channel_context: ChannelContext | None = None
+    confirmed_task_id: Annotated[str, Meta(pattern=PENDING)] | None = None
 
 
 class NewQuestion(Struct, kw_only=True, omit_defaults=True):
@@ -40,7 +43,7 @@ class NewQuestion(Struct, kw_only=True, omit_defaults=True):
 
     question: Annotated[str, Meta(min_length=1, max_length=MAX_QUESTION, pattern=r"\S")]
     conversation_id: UUID | None = None
-    channel_context: Annotated[str, Meta(max_length=MAX_CHANNEL_CONTEXT)] | None = None
+    channel_context: ChannelContext | None = None
 
 
 class Planned(Struct, kw_only=True):
@@ -148,8 +151,6 @@ def instruction_of(body: NewExecution) -> str:
         raise BadRequest("instruction: say what is to be done")
     if len(text) > MAX_INSTRUCTION:
         raise BadRequest(f"instruction: {MAX_INSTRUCTION} characters at most")
-    if len(body.channel_context or "") > MAX_CHANNEL_CONTEXT:
-        raise BadRequest(f"channel_context: {MAX_CHANNEL_CONTEXT} characters at most")
     return text
 
 
