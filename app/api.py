@@ -28,7 +28,7 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes
+from app.dialects import native_routes, niyra_routes
 from app.dialects.asked import request_id_of
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
@@ -173,7 +173,10 @@ class Authentication(AbstractAuthenticationMiddleware):
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
-    """Every error as a problem; one that nobody expected is ours, and is logged."""
+    """Every error in the words of the API that it comes from; one that nobody expected is ours, and is logged."""
+    path = str(request.scope["path"]).removeprefix(str(request.scope["root_path"]))
+    if niyra_routes.answers_for(path):
+        return niyra_routes.on_error(request, error)
     problem, headers = problem_of(error)
     if problem.status >= 500 and problem.code == "internal_error":
         log.error("http.fault", path=request.scope["path"], exc_info=error)
@@ -188,9 +191,10 @@ def build(rooms: Rooms) -> ASGIApp:
         return Provide(lambda: room, sync_to_thread=False)
 
     app = Litestar(
-        route_handlers=[native_routes.routes(), live, ready, metrics],
+        route_handlers=[native_routes.routes(), *niyra_routes.routes(), live, ready, metrics],
         dependencies={
             "rooms": given(rooms),
+            "http": given(http),
             "tasks": given(rooms.tasks),
             "lists": given(rooms.lists),
             "streams": given(rooms.streams),

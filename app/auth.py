@@ -7,7 +7,7 @@ from litestar.datastructures import Headers
 from msgspec import Struct
 
 from eventstore.events import Owner
-from eventstore.tokens import Dialect, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, Dialect, Scope, Token, Tokens, hashed
 
 
 class NotAuthenticated(Exception):
@@ -33,10 +33,9 @@ class Principal(Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
 
     def need(self, scope: Scope) -> None:
-        """Raises NotAllowed. `admin` may do everything to its own; `audit:all` includes `audit`."""
-        if scope in self.scopes or "admin" in self.scopes or (scope == "audit" and "audit:all" in self.scopes):
-            return
-        raise NotAllowed(scope)
+        """Raises NotAllowed. `admin` may do everything to its own."""
+        if self.scopes.isdisjoint({scope, INCLUDED_IN.get(scope, scope), "admin"}):
+            raise NotAllowed(scope)
 
     @property
     def hears_all(self) -> bool:

@@ -10,6 +10,7 @@ from app.replies import NotTried, task_of
 from app.schema_commands import schemas
 from app.steering import answer, approve, cancel, pause, refuse, resume
 from app.token_commands import tokens
+from app.tool_commands import tools
 from app.view_commands import list_tasks, views
 from app.watching import wait_for, watch_task
 from app.wording import as_it_was, card, line, whats_needed
@@ -170,6 +171,7 @@ COMMANDS: list[click.Command] = [
     resume,
     cancel,
     tokens,
+    tools,
     views,
     audit,
     schemas,

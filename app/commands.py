@@ -4,7 +4,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from eventstore.events import ApprovalMode, FileReference, Json, PlannedStep, Problem, StepKind, Usage
+from eventstore.events import ApprovalMode, FileReference, Json, PlannedStep, Problem, StepKind, TaskId, Usage
 
 
 class Wish(Struct, frozen=True, kw_only=True):
@@ -28,6 +28,7 @@ class CreateTask(Wish, frozen=True, kw_only=True):
     dialect: str = "native"
     metadata: dict[str, Json] = {}
     files: tuple[FileReference, ...] = ()
+    earlier: tuple[TaskId, ...] = ()
 
 
 class QueueTask(Wish, frozen=True, kw_only=True):
@@ -142,10 +143,11 @@ class ReceiveInput(Wish, frozen=True, kw_only=True):
 
 
 class DecideReview(Wish, frozen=True, kw_only=True):
-    """A person approves, or does not."""
+    """A person approves, or does not. With `step`, only what that step asked: not what may be asked after it."""
 
     approved: bool
     feedback: str | None = None
+    step: int | None = None
 
 
 class RequestPause(Wish, frozen=True, kw_only=True):

@@ -376,6 +376,7 @@ def _create(command: CreateTask) -> TaskCreated:
         dialect=command.dialect,
         metadata=command.metadata,
         files=command.files,
+        earlier=command.earlier,
     )
 
 
@@ -394,7 +395,7 @@ def _start(command: StartRun, task: Task, *, lost: bool) -> Decision:
 
 
 def _review(command: DecideReview, task: Task, *, runnable: bool) -> Decision:
-    if task.review is None or task.asked_step is None:
+    if task.review is None or task.asked_step is None or command.step not in (None, task.asked_step):
         return _nothing_to_review(command, task)
     return ReviewDecided(step=task.asked_step, approved=command.approved, feedback=command.feedback, runnable=runnable)
 

@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import structlog
 
-from app.agents.agent import Step, kind_of
+from app.agents.agent import Exchange, Step, kind_of
 from app.attached import Attached
 from app.commands import FailRun, FinishStep, PauseTask, WorkerCommand
+from app.conversation import exchanges
 from app.decide import Rejected
 from app.tasks import Cause, Done, Tasks
 from eventstore.events import Json, Problem, Usage
@@ -59,6 +60,10 @@ class Hold:
     async def large_fields(self) -> dict[str, object]:
         """The fields of the task that are too big for its view, fetched. Raises SetDown."""
         return await insist(lambda: self._tasks.large_fields(self.task), self.lease)
+
+    async def conversation(self) -> tuple[Exchange, ...]:
+        """What was said in the task's conversation before it: the same in every run. Raises SetDown."""
+        return await insist(lambda: exchanges(self._tasks, self.task), self.lease)
 
     async def read_on(self) -> None:
         """Take in all facts that are known to be there. Raises SetDown."""

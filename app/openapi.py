@@ -7,6 +7,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.typing import FieldDefinition
 
 from app.dialects.native import NewTask
+from app.dialects.niyra import MAX_INSTRUCTION, NewExecution
 from app.problems import MEDIA_TYPE, ProblemDetails
 
 PROBLEM = ResponseSpec(ProblemDetails, media_type=MEDIA_TYPE, generate_examples=False)  # pyright: ignore[reportArgumentType]  # litestar: a media type of its own enum, or a string
@@ -28,4 +29,10 @@ class OurSchemas(StructSchemaPlugin):
         if field_definition.type_ is NewTask and schema.properties is not None:
             one_of_them = Schema(type=OpenAPIType.STRING, enum=self._agents, description="an agent of GET /agents")
             schema.properties["agent"] = Schema(one_of=[one_of_them, Schema(type=OpenAPIType.NULL)])
+        if field_definition.type_ is NewExecution and schema.properties is not None:
+            # Needed unless a plan is confirmed, which is told in words: no client's type is the better for a choice.
+            schema.required = ["instruction"]
+            schema.properties["instruction"] = Schema(
+                type=OpenAPIType.STRING, min_length=1, max_length=MAX_INSTRUCTION, pattern=r"\S"
+            )
         return schema

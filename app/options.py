@@ -170,6 +170,18 @@ WEB = (
         default=HTTP.max_audit_feeds,
     ),
     option("--ping-s", "Seconds between a quiet stream's comments.", SOME_SECONDS, default=HTTP.ping_s),
+    option(
+        "--niyra-execute-window-s",
+        "Seconds that Niyra's `execute` waits for the end; then its caller polls.",
+        SOME_SECONDS,
+        default=HTTP.niyra_execute_window_s,
+    ),
+    option(
+        "--niyra-ask-window-s",
+        "Seconds that Niyra's `ask` waits for the answer.",
+        SOME_SECONDS,
+        default=HTTP.niyra_ask_window_s,
+    ),
 )
 OFFER = (
     option("--default-agent", "The agent of a task that names none.", default=AGENTS.default),

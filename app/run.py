@@ -49,7 +49,7 @@ from app.commands import (
     RequestReview,
     StartStep,
 )
-from app.hold import Hold, SetDown
+from app.hold import Hold, SetDown, insist
 from app.tools import Tools
 from eventstore.codec import Unreadable
 from eventstore.events import Json, PlannedStep, Problem, Usage
@@ -136,6 +136,7 @@ class Run:
             mode=task.mode,
             approval_mode=task.approval_mode,
             metadata=task.metadata,
+            conversation=await self._hold.conversation(),
         )
 
     async def _plan_first(self, step: Step) -> None:
@@ -189,7 +190,16 @@ class Run:
             case _:
                 assert_never(step)
 
+    async def _check_allowed(self, step: CallTool) -> None:
+        """Raises AgentFailed where this tool may not be used: by its owner's word, or for a question."""
+        task = self._hold.task
+        if task.reads_only and not step.read_only:
+            raise AgentFailed("tool_not_read_only", f"{step.name} may change something, and nothing was ordered")
+        if step.kind == "tool" and await insist(lambda: self._tools.disabled(task.owner, step.name), self._hold.lease):
+            raise AgentFailed("tool_disabled", f"the tool {step.name} is switched off")
+
     async def _act(self, number: int, step: CallTool, digest: str) -> Answer:
+        await self._check_allowed(step)
         started_before = number in self._hold.steps.started
         if started_before and step.after_crash == "fail":
             raise AgentFailed("step_outcome_unknown", f"step {number} ({step.name}) was cut off, and may not run twice")

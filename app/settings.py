@@ -26,6 +26,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     max_attached: int = 10_000
     max_audit_feeds: int = 256
     reads: Literal["strict", "bounded"] = "strict"
+    niyra_execute_window_s: float = 60.0
+    niyra_ask_window_s: float = 30.0
 
     @property
     def beyond_loopback(self) -> bool:

@@ -85,8 +85,8 @@ class OwnerType(click.ParamType[Owner]):
 def tokens() -> None:
     """Make, list and revoke access tokens.
 
-    A token says who its bearer is (the owner: nobody else sees their tasks) and what they may do (the scopes:
-    tasks:read, tasks:write, audit, audit:all, admin). Only its hash is kept.
+    A token says who its bearer is (the owner: nobody else sees their tasks) and what they may do (the scopes,
+    which `tasktrail tokens create --help` lists). Only its hash is kept.
     """
 
 
@@ -184,16 +184,23 @@ async def _revoke(nats: NatsAddress, token_id: str) -> Token | None:
 
 @asynccontextmanager
 async def _bucket(nats: NatsAddress) -> AsyncGenerator[Tokens]:
-    try:
-        connection = await Connection.open(nats, "tasktrail-tokens")
-    except (OSError, ValueError) as error:
-        raise NoAddress(f"NATS can't be asked as given: {error}") from error
-    try:
+    async with connected(nats, "tasktrail-tokens") as connection:
         bucket = await Tokens.open(connection, replicas=await replicas_of(connection, f"KV_{BUCKET}") or 1)
         try:
             yield bucket
         finally:
             await bucket.close()
+
+
+@asynccontextmanager
+async def connected(nats: NatsAddress, name: str) -> AsyncGenerator[Connection]:
+    """Connected while the context lasts. Raises NoAddress."""
+    try:
+        connection = await Connection.open(nats, name)
+    except (OSError, ValueError) as error:
+        raise NoAddress(f"NATS can't be asked as given: {error}") from error
+    try:
+        yield connection
     finally:
         await connection.close()
 

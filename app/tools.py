@@ -7,14 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from app.agents.agent import Act, CallTool
 from app.answers import plain
-from eventstore.events import Json
+from eventstore.events import Json, Owner
+from eventstore.switches import Switches
 
 
 class Tools:
     """One worker's. A step in hand is not interrupted when its task ends, but it holds the worker no longer: it ends
-    by itself, and nobody hears its answer. `threads` bounds the plain functions that run at once."""
+    by itself, and nobody hears its answer. `threads` bounds the plain functions that run at once. Which tools an owner
+    has switched off, `switches` knows."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, switches: Switches) -> None:
+        self._switches = switches
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="tool")
         self._left: set[asyncio.Task[Json]] = set()
 
@@ -35,6 +38,10 @@ class Tools:
         self._left.add(acting)
         acting.add_done_callback(self._forget)
         return False, None
+
+    async def disabled(self, owner: Owner, name: str) -> bool:
+        """Whether this owner has switched the tool off. Raises LogUnavailable."""
+        return await self._switches.disabled(owner, name)
 
     def close(self) -> None:
         """No more; threads that still act are not waited for."""

@@ -25,6 +25,8 @@ AT_ONCE_S = 0.2
 """What a poll waits for the views; longer than the log takes for most histories."""
 REST_S = 2.0
 """So long they are not asked again where they did not answer at once: each question may hold a connection."""
+REACH_S, LOOK_S = 5.0, 0.02
+"""How long somebody who needs the views as of now waits for them, and how often it looks."""
 NONE_KEPT = "this deployment keeps no views (--views-url), so there are no lists"
 NOT_NOW = "the views are being built, or their database is away; tasks can be asked for one by one"
 
@@ -67,6 +69,18 @@ class Lists:
     async def checkpoint(self) -> int:
         """The last sequence that is in them. Raises ViewsUnavailable."""
         return await self._views().checkpoint()
+
+    async def reach(self, sequence: int) -> None:
+        """Return once they hold the log up to this sequence. Raises ViewsUnavailable, also where it takes long."""
+        views = self._views()
+        try:
+            async with asyncio.timeout(REACH_S):
+                while await views.checkpoint() < sequence:  # noqa: ASYNC110  # another process carries them
+                    await asyncio.sleep(LOOK_S)
+        except ViewsUnavailable as error:
+            raise _told(error) from error
+        except TimeoutError as error:
+            raise ViewsUnavailable("the views are behind the log") from error
 
     async def close(self) -> None:
         """Read no more."""

@@ -25,6 +25,7 @@ from eventstore.heartbeats import HeartbeatThread, ask_alive
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError
 from eventstore.queue import Lease, Queue
+from eventstore.switches import Switches
 
 log = structlog.stdlib.get_logger()
 
@@ -45,6 +46,7 @@ class Worker:
         queue: Queue,
         beats: HeartbeatThread,
         catalogue: Catalogue,
+        switches: Switches,
         *,
         worker_id: str,
         slots: int,
@@ -60,7 +62,7 @@ class Worker:
         tasks.metrics.gauge("leases_held", "Tasks that this worker holds", lambda: len(self._held))
         tasks.metrics.gauge("free_slots", "Tasks that this worker could run besides", lambda: slots - len(self._held))
         # Some may be stuck in tools of tasks that are over.
-        self._tools = Tools(THREADS_A_SLOT * slots)
+        self._tools = Tools(THREADS_A_SLOT * slots, switches)
 
     async def work(self) -> None:
         """Take and run until cancelled; what runs then is given back, for others to take."""
@@ -195,7 +197,9 @@ async def open_worker(
         stack.push_async_callback(queue.close)
         beats = await HeartbeatThread.open(log_settings.nats)
         stack.push_async_callback(beats.close)
-        worker = Worker(connection, tasks, queue, beats, catalogue, worker_id=worker_id, slots=settings.slots)
+        switches = await Switches.open(connection, replicas=log_settings.replicas)
+        stack.push_async_callback(switches.close)
+        worker = Worker(connection, tasks, queue, beats, catalogue, switches, worker_id=worker_id, slots=settings.slots)
         await stack.enter_async_context(telling(connection, worker_id, tasks.metrics.told))
         yield worker
 

@@ -59,7 +59,8 @@ class FileReference(Struct, frozen=True, kw_only=True):
 
 
 class TaskCreated(Fact, frozen=True, kw_only=True, tag="task.created"):
-    """A client asked for work. `fingerprint` is the SHA-256 of what was asked, to tell a repeat from another wish."""
+    """A client asked for work. `fingerprint` is the SHA-256 of what was asked, to tell a repeat from another wish.
+    `earlier` are the ended tasks of its conversation that the agent is told of, oldest first."""
 
     agent: str
     fingerprint: str
@@ -73,6 +74,7 @@ class TaskCreated(Fact, frozen=True, kw_only=True, tag="task.created"):
     dialect: str = "native"
     metadata: dict[str, Json] = {}
     files: tuple[FileReference, ...] = ()
+    earlier: tuple[TaskId, ...] = ()
     runnable: bool = True
 
 

@@ -5,13 +5,14 @@ import re
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
+from eventstore.bucket import open_bucket
 from eventstore.connection import Connection
 from eventstore.events import Owner, Time
 from eventstore.log import Arrival, LogUnavailable
@@ -26,8 +27,26 @@ HASH = re.compile(r"[0-9a-f]{64}")
 MAX_TOKEN = 512
 
 Dialect = Literal["native", "niyra", "shannon", "nanonets"]
-Scope = Literal["tasks:read", "tasks:write", "audit", "audit:all", "admin"]
-SCOPES: tuple[Scope, ...] = ("tasks:read", "tasks:write", "audit", "audit:all", "admin")
+Scope = Literal[
+    "tasks:read",
+    "tasks:write",
+    "niyra:execute",
+    "niyra:ask",
+    "niyra:followup",
+    "niyra:tasks:read",
+    "audit",
+    "audit:all",
+    "admin",
+]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+INCLUDED_IN: dict[Scope, Scope] = {
+    "niyra:execute": "tasks:write",
+    "niyra:ask": "tasks:write",
+    "niyra:followup": "tasks:write",
+    "niyra:tasks:read": "tasks:read",
+    "audit": "audit:all",
+}
+"""The scope, if any, that allows all that this one does."""
 
 
 class Token(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -69,20 +88,7 @@ class Tokens:
     @classmethod
     async def open(cls, connection: Connection, *, replicas: int = 1) -> "Tokens":
         """Create the bucket where it is missing, and follow it. Raises LogUnavailable, RefusedByServer."""
-        stream = Stream(connection, f"KV_{BUCKET}")
-        await stream.open()
-        await stream.ensure(
-            {
-                "subjects": [f"{PREFIX}>"],
-                "storage": "file",
-                "max_msgs_per_subject": 1,
-                "discard": "new",
-                "deny_delete": True,
-                "allow_rollup_hdrs": True,
-                "allow_direct": True,
-                "num_replicas": replicas,
-            }
-        )
+        stream = await open_bucket(connection, BUCKET, replicas=replicas)
         tokens = cls(connection, stream)
         tokens._tail = await StreamTail.open(connection, stream, tokens._on_arrival, tokens._on_reset, after=0)
         await tokens._tail.catch_up()

@@ -12,7 +12,7 @@ from eventstore.events import Json, Owner, TaskId
 from projections.checkpoint import Checkpoint, Seen
 from projections.task import Task
 
-FOLD_VERSION = 2
+FOLD_VERSION = 3
 """Raised with every change of `Task`, of what `evolve` makes of a record, or of the tables: the views are then built
 anew, side by side. A test knows the shape of them, and fails where this was forgotten."""
 

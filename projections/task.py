@@ -95,6 +95,7 @@ class Task(Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
     metadata: dict[str, Json] = {}
     files: tuple[FileReference, ...] = ()
+    earlier: tuple[TaskId, ...] = ()
     max_failures: int = 5
     deadline: datetime | None = None
     correlation_id: str | None = None
@@ -140,6 +141,16 @@ class Task(Struct, frozen=True, kw_only=True):
     def partial_text(self) -> str:
         """The text so far, its tail where it is long."""
         return (self.text + self.step_text)[-MAX_PARTIAL_TEXT:]
+
+    @property
+    def plan_awaits_review(self) -> bool:
+        """Whether its plan is what waits for a review."""
+        return self.review is not None and self.asked_step == self.plan_step
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether its tools may look at the world and change nothing: a question was asked, nothing ordered."""
+        return self.dialect == "niyra" and self.mode == "ask"
 
     @property
     def answered(self) -> Status:
@@ -254,6 +265,7 @@ def _created(task: Task, record: Record, fact: TaskCreated) -> Task:
         fingerprint=fact.fingerprint,
         metadata=fact.metadata,
         files=fact.files,
+        earlier=fact.earlier,
         max_failures=fact.max_failures,
         deadline=fact.deadline,
         correlation_id=record.correlation_id,

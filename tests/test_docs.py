@@ -314,3 +314,10 @@ def test_the_walk_and_the_decisions_name_what_is_there() -> None:
 def test_what_make_is_asked_for_it_can_do(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text())) <= set(targets)
+
+
+def test_every_row_of_a_contract_names_a_test_that_there_is() -> None:
+    for page in (DOCS / "reference" / "niyra.md",):
+        named = {word for word in quoted(page.read_text()) if word.startswith("test_")}
+        assert named
+        assert named <= defined(), named - defined()

@@ -36,8 +36,16 @@ class StepFailed(Exception):
         self.problem = Problem(code=code, message=message)
 
 
+class Exchange(Struct, frozen=True, kw_only=True):
+    """One earlier task of a conversation. `result` is None where it did not complete with one."""
+
+    input: Json
+    result: str | None
+
+
 class Brief(Struct, frozen=True, kw_only=True):
-    """What an agent is told: its task. All of it is the same in every run."""
+    """What an agent is told: its task. All of it is the same in every run. `conversation` is what was said before,
+    oldest first, where the client goes on with one."""
 
     task_id: TaskId
     input: Json
@@ -46,6 +54,7 @@ class Brief(Struct, frozen=True, kw_only=True):
     mode: str | None = None
     approval_mode: ApprovalMode = "auto"
     metadata: dict[str, Json] = {}
+    conversation: tuple[Exchange, ...] = ()
 
 
 class Act(Struct, frozen=True, kw_only=True):
@@ -61,13 +70,15 @@ Acting = Callable[[Act], Json | Awaitable[Json]]
 
 
 class CallTool(Struct, frozen=True, kw_only=True):
-    """Use a tool (or, as an `effect`, act without being one). `input` is recorded, and compared on a replay."""
+    """Use a tool (or, as an `effect`, act without being one). `input` is recorded, and compared on a replay. Only a
+    tool that changes nothing, `read_only`, may be used where a question was asked and nothing ordered."""
 
     name: str
     input: Json
     act: Acting
     kind: Literal["tool", "effect"] = "tool"
     after_crash: Literal["again", "fail"] = "again"
+    read_only: bool = False
 
 
 class Say(Struct, frozen=True, kw_only=True):
@@ -169,9 +180,9 @@ def kind_of(step: Step) -> StepKind:
     return step.kind if isinstance(step, CallTool) else KIND[type(step)]
 
 
-def call_tool(name: str, tool_input: Json, act: Acting) -> Generator[Step, Json, Json]:
+def call_tool(name: str, tool_input: Json, act: Acting, *, read_only: bool = False) -> Generator[Step, Json, Json]:
     """Use a tool; what it returns."""
-    return (yield CallTool(name=name, input=tool_input, act=act))
+    return (yield CallTool(name=name, input=tool_input, act=act, read_only=read_only))
 
 
 def say(text: str) -> Generator[Step, Json, None]:

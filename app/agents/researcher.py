@@ -93,13 +93,13 @@ class Researcher:
         def act(_told: Act) -> Json:
             return msgspec.to_builtins(self.library.search(query, MAX_HITS))
 
-        return call_tool("search", {"query": query, "limit": MAX_HITS}, act)
+        return call_tool("search", {"query": query, "limit": MAX_HITS}, act, read_only=True)
 
     def _read(self, hit: Hit) -> Generator[Step, Json, Json]:
         def act(_told: Act) -> Json:
             return msgspec.to_builtins(self.library.read(hit.file, hit.first, hit.last))
 
-        return call_tool("read", {"file": hit.file, "from": hit.first, "to": hit.last}, act)
+        return call_tool("read", {"file": hit.file, "from": hit.first, "to": hit.last}, act, read_only=True)
 
 
 def choose(wish: str, quotes: list[Quote], known: list[Quote]) -> list[Quote]:

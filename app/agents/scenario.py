@@ -39,6 +39,7 @@ class UseTool(Verb, frozen=True, kw_only=True):
     input: Json = msgspec.field(default_factory=dict[str, Json])
     output: Json = msgspec.field(default_factory=lambda: {"ok": True})
     takes: Seconds = 0.0
+    read_only: bool = False
 
 
 class Wait(Verb, frozen=True, kw_only=True):
@@ -208,9 +209,9 @@ def _standard(text: str) -> Scenario:
     closing = "The first says how it works, the second says why. Both agree, so this is short."
     return (
         ShowPlan(plan=(PlannedStep(tool="search", why="find what bears on it"), PlannedStep(tool="read", why="check"))),
-        UseTool(tool="search", input={"query": asked}, output={"hits": 2}, takes=0.4),
+        UseTool(tool="search", input={"query": asked}, output={"hits": 2}, takes=0.4, read_only=True),
         SayText(say=opening, takes=0.5),
-        UseTool(tool="read", input={"hit": 1}, output={"lines": 12}, takes=0.4),
+        UseTool(tool="read", input={"hit": 1}, output={"lines": 12}, takes=0.4, read_only=True),
         SayText(say=closing, takes=0.6),
         Complete(complete=opening + closing),
     )

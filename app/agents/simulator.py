@@ -111,7 +111,7 @@ class Simulator:
             await asyncio.sleep(step.takes)
             return step.output
 
-        return CallTool(name=step.tool, input=step.input, act=act)
+        return CallTool(name=step.tool, input=step.input, act=act, read_only=step.read_only)
 
 
 def _plans_before_it_acts(scenario: Scenario) -> bool:

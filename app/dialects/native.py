@@ -168,7 +168,7 @@ class AgentList(Struct, kw_only=True):
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
-def fingerprint(body: NewTask) -> str:
+def fingerprint(body: Struct) -> str:
     """SHA-256 of what was asked, the same for the same wish: to tell a repeat from another wish under the same key.
 
     Defaults are left out: a field that a later release adds must not turn a repeat into another wish.

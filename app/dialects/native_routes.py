@@ -1,6 +1,5 @@
 """Our own API's routes."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -38,6 +37,7 @@ from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, tasks_options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
+from app.dialects.waiting import wait_until
 from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
 from app.keys import hashed_key
@@ -273,19 +273,12 @@ def _at_the_end(task: Task, cursor: Cursor) -> bool:
 
 async def _wait(tasks: Tasks, task: Task, wait_s: float, *, version: int | None) -> Task:
     """The task once its version is another (None: once it has ended or waits for somebody), or the time is over."""
-    until = asyncio.get_running_loop().time() + wait_s
 
     def satisfied(now: Task) -> bool:
         settled = now.status in ASKING if version is None else now.version != version
         return now.ended or settled
 
-    while True:
-        async with tasks.attach(task.owner, task.task_id) as attached:
-            await attached.until(satisfied, until - asyncio.get_running_loop().time())
-            if not attached.task.version:
-                raise NotFound("no such task")
-            if not attached.void:  # else the log went back, and this was its other life's
-                return attached.task
+    return await wait_until(tasks, task, satisfied, wait_s)
 
 
 async def _answer(

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.checkpoints import Checkpoints
 from app.commands import CancelTask
+from app.settings import HttpSettings
 from eventstore.checkpointing import answering
 from eventstore.connection import NatsAddress
 from tests.api import Api, running
@@ -36,6 +37,9 @@ OPERATIONS = {
     "POST /tasks/{task_id}/pause",
     "POST /tasks/{task_id}/resume",
     "POST /tasks/{task_id}/review",
+    "GET /v1/public/tasks/{task_id}",
+    "POST /v1/public/ask",
+    "POST /v1/public/execute",
 }
 
 
@@ -51,11 +55,15 @@ sequences = {{ values = ["1", "2", "3"] }}
 """So that most requests are about a task that there is, and none about the future, which is a bad request."""
 
 
+HASTY = HttpSettings(niyra_execute_window_s=0.1, niyra_ask_window_s=0.1)
+"""Nobody works on what is asked for."""
+
+
 @pytest.fixture
 async def listing(nats_address: NatsAddress, tmp_path: Path) -> AsyncGenerator[Api]:
     """An API that has views, and so lists; and somebody who signs."""
     views_url = f"sqlite:///{tmp_path / 'views.sqlite'}"
-    async with carried(nats_address, views_url), running(nats_address, views_url=views_url) as api:
+    async with carried(nats_address, views_url), running(nats_address, http=HASTY, views_url=views_url) as api:
         await until_listed(api, 0)
         checkpoints = Checkpoints(api.rooms.tasks.log, Ed25519PrivateKey.generate())
         async with answering(api.rooms.connection, checkpoints.write):

@@ -109,6 +109,12 @@ def test_a_review_makes_the_task_runnable_whatever_it_says(approved: bool) -> No
     ).then(ReviewDecided(step=0, approved=approved, runnable=True))
 
 
+def test_a_review_of_one_step_decides_nothing_about_another() -> None:
+    asked = (created(), started(), review_requested())
+    given(*asked).when(DecideReview(approved=True, step=0)).then(review_decided(0))
+    given(*asked).when(DecideReview(approved=True, step=1)).then_rejected("not_waiting")
+
+
 @pytest.mark.parametrize(
     ("asked", "command"),
     [

@@ -1,0 +1,74 @@
+"""A whole deployment that speaks Niyra: an API, a dispatcher with views, and a worker."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from app.agents.agent import Agent
+from app.settings import HttpSettings
+from eventstore.connection import NatsAddress
+from eventstore.events import Json, Owner
+from eventstore.tokens import Scope
+from tests.api import Api, running
+from tests.dialects.lists import until_listed
+from tests.worker.house import SOON_S, opened
+
+EXECUTE, ASK, TASKS = "/v1/public/execute", "/v1/public/ask", "/v1/public/tasks"
+
+
+class Niyra(Struct):
+    """What a client of the vendor's speaks to."""
+
+    api: Api
+
+    async def execute(self, *steps: Json, **more: Json) -> httpx.Response:
+        """With a scenario for an instruction, where there is one."""
+        instruction = {"instruction": scenario(*steps)} if steps else {}
+        return await self.api.client.post(EXECUTE, json=instruction | more)
+
+    async def ask(self, *steps: Json, **more: Json) -> httpx.Response:
+        return await self.api.client.post(ASK, json={"question": scenario(*steps)} | more)
+
+    async def poll(self, task_id: str) -> dict[str, Json]:
+        answer = await self.api.client.get(f"{TASKS}/{task_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def ended(self, task_id: str) -> dict[str, Json]:
+        """The poll's body once it is terminal."""
+        async with asyncio.timeout(SOON_S):
+            while not (body := await self.poll(task_id))["terminal"]:
+                await self.api.client.get(f"/tasks/{task_id}", headers={"Prefer": "wait=10"})
+        return body
+
+    @asynccontextmanager
+    async def bearer(self, token: str, *scopes: Scope, owner: str = "dev") -> AsyncGenerator[httpx.AsyncClient]:
+        """A client with a token of its own."""
+        await self.api.rooms.tokens.add(token, Owner(owner), scopes)
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(base_url=self.api.url, headers=headers, timeout=30) as client:
+            yield client
+
+
+def scenario(*steps: Json) -> str:
+    """What makes the simulator play these steps."""
+    return msgspec.json.encode({"steps": list(steps)}).decode()
+
+
+@asynccontextmanager
+async def speaking(
+    nats: NatsAddress, tmp_path: Path, *, window_s: float = 60.0, agents: Sequence[Agent] = ()
+) -> AsyncGenerator[Niyra]:
+    """While the context lasts. Both windows are `window_s`."""
+    views_url = f"sqlite:///{tmp_path / 'views.sqlite'}"
+    http = HttpSettings(niyra_execute_window_s=window_s, niyra_ask_window_s=window_s)
+    async with opened(nats) as house, running(nats, http=http, views_url=views_url) as api:
+        house.dispatch(views_url=views_url)
+        house.work(*agents)
+        await until_listed(api, 0)
+        yield Niyra(api)
