@@ -5,6 +5,7 @@ from collections import OrderedDict
 import msgspec
 from msgspec import Struct
 
+from eventstore.codec import Unreadable
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, EventLog, subjects_about, task_of_subject
 from projections.cloudevents import type_of
@@ -68,13 +69,16 @@ class Agents:
             born = arrival.stored
         else:
             # What began it lies before where this reader began.
-            first = await self._log.read(*task, limit=1)
+            try:
+                first = await self._log.read(*task, limit=1)
+            except Unreadable:
+                return None
             if not first:
                 return None
             born = first[0].stored
         try:
             agent = _first.decode(born).fact.agent
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return None
         self._known[arrival.subject] = agent
         if len(self._known) > MAX_KNOWN:

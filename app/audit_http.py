@@ -71,6 +71,7 @@ class HttpSource:
     async def arrivals(self, after: int, up_to: int) -> AsyncGenerator[list[Arrival]]:
         """The records after a sequence, up to another, in order. Raises ClientError."""
         patience = Patience(self._first_s)
+        answered = -1
         while after < up_to:
             at_least_s = 0.0
             why = "the stream was cut"
@@ -79,16 +80,24 @@ class HttpSource:
                     if answer.status_code in AGAIN:
                         why, at_least_s = complaint(answer), retry_after_s(answer)
                     else:
-                        patience.renew(self._lost_s)
+                        # Cut at the same record each time, or ended before it, it is not there for us.
+                        before = after
+                        if after > answered:
+                            answered = after
+                            patience.renew(self._lost_s)
                         async with aclosing(_batches(answer)) as batches:
                             async for batch in batches:
-                                patience.hasten()
+                                if batch[-1].sequence > after:
+                                    patience.renew(self._lost_s)
+                                    patience.hasten()
                                 if wanted := [arrival for arrival in batch if arrival.sequence <= up_to]:
                                     yield wanted
                                 after = max(after, batch[-1].sequence)
                         # It was not cut: all up to there was told, whatever of it is not for us.
                         after = max(after, _last_of(answer))
-                        continue
+                        if after > before:
+                            continue
+                        why = f"the service's log ends at {_last_of(answer)}, before {up_to}"
             except httpx.RequestError as error:
                 why = self._silence(error)
             await asyncio.sleep(patience.delay_s(why, at_least_s))

@@ -75,6 +75,8 @@ def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
         loose = _loose.decode(stored)
     except msgspec.DecodeError:
         raise Unreadable(str(error)) from error
+    except RecursionError as too_deep:
+        raise Unreadable("nested too deeply to be read back") from too_deep
     tag = loose.fact.get("type")
     if not isinstance(tag, str) or tag in TAGS:
         raise Unreadable(str(error)) from error

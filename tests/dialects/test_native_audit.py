@@ -24,6 +24,7 @@ from eventstore.tokens import Scope
 from projections.lines import arrival_of, line_of
 from tests.api import CAUSE, DEV, Api, running
 from tests.lifecycle.commands import start_run
+from tests.log.logs import new_task
 from tests.walk.wire import Wire
 
 EVE = Owner("eve")
@@ -274,6 +275,15 @@ async def test_the_whole_log_has_sessions_and_checkpoints_and_an_owners_part_its
     assert (await read(api.client, "?agent=simulator")).sequences == [1]
     async with asker(api, EVE, "audit") as eve:
         assert (await read(eve)).sequences == [2]
+
+
+async def test_records_that_can_not_be_read_keep_nobody_from_the_others(api: Api):
+    subject = task_subject(DEV, new_task())
+    for content in (b"junk", b'{"fact":{"agent":' + b"[" * 50_000, b"{}"):
+        answer = await api.rooms.tasks.log.connection.request(subject, content)
+        assert b'"error"' not in answer.data
+    await api.begin()
+    assert (await read(api.client, "?agent=simulator")).sequences == [4]
 
 
 async def test_a_records_blob_is_its_owners_and_an_auditors(api: Api):

@@ -175,6 +175,13 @@ def test_every_kind_of_fact_is_tried_here() -> None:
 # Bytes and back
 
 
+def test_what_a_newer_release_nested_too_deeply_is_unreadable():
+    stored = encode(history(created())[0].record)
+    deep = b'"fact":{"type":"task.newer","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+    with pytest.raises(Unreadable, match="too deeply"):
+        decode(stored[: stored.index(b'"fact":')] + deep)
+
+
 @pytest.mark.parametrize("kind", FACTS, ids=lambda kind: kind.__name__)
 def test_a_record_is_read_back_as_it_was_written(kind: type[TaskFact]) -> None:
     @settings(max_examples=20, deadline=None)
