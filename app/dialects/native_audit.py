@@ -162,7 +162,7 @@ async def get_log(
     )
     if kind not in (SSE, NDJSON):
         question = msgspec.structs.replace(question, limit=1 if kind == ONE else limit or 100)
-        return answer_page(request, await feeds.page(question), kind)  # pyright: ignore[reportReturnType]  # litestar takes both
+        return answer_page(request, await feeds.page(question, request.user.owner), kind)  # pyright: ignore[reportReturnType]  # litestar takes both
     return AuditStream(
         feeds,
         streams,
