@@ -318,6 +318,22 @@ async def test_the_description_names_every_kind_of_answer(api: Api):
     }
 
 
+async def test_a_page_that_found_nothing_yet_leads_on_from_the_same_time(api: Api):
+    await api.begin()
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    answer = await api.client.get("/events", params={"since": later})
+    await api.begin()
+    path = answer.links["next"]["url"]
+    assert json.decode((await api.client.get(path)).content, type=Read).data == []
+    answer = await api.client.get("/events", params={"since": "2020-01-01T00:00:00Z"})
+    assert answer.links["next"]["url"].startswith("/events?after=2-")
+
+
+async def test_a_link_repeats_no_token(api: Api):
+    answer = await api.client.get(f"/events?token={api.token}&limit=5")
+    assert answer.links["next"]["url"] == "/events?limit=5&after=0"
+
+
 async def test_what_else_can_be_done_with_the_feed_is_said(api: Api):
     for path in ("/events", "/events/blobs/x"):
         options = await api.client.options(path)
