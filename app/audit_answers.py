@@ -67,7 +67,7 @@ class AuditStream:
 
         Raises TooManyFeeds, UnknownCursor, NotAuthenticated, LogUnavailable: before anything was written.
         """
-        with self._feeds.place():
+        with self._feeds.place(self._principal.owner):
             async with (
                 held(self._streams, self._revocations, self._principal) as (reader, revoked),
                 self._feeds.reading(self._question, resets=self._sse) as reading,

@@ -1,8 +1,9 @@
 """The log for auditors: where a reader begins, what of it is theirs, where they are; however it is written."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import datetime
 
 from msgspec import Struct
@@ -18,6 +19,10 @@ from projections.lines import whose
 AT_ONCE = 256
 MAX_SCANNED = 100_000
 """Records that are looked at for one page: where few of them are wanted, a page may be empty and not the last."""
+MAX_OPENED_AT_ONCE = 8
+"""Each asks the server several things first; hundreds at once, and it answers none of them in time."""
+MAX_PAGES = 64
+"""Pages read at once: they end by themselves, so the streams of others take nothing from them."""
 PATIENCE_S = 5.0
 WITHIN_S = 0.5
 
@@ -110,30 +115,61 @@ class Page(Struct, frozen=True):
     last: int
 
 
+class _Places:
+    """So many for all, and a quarter of them for one owner."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._most_of_one = max(1, most // 4)
+        self.taken: Counter[Owner] = Counter()
+
+    @contextmanager
+    def place(self, owner: Owner) -> Generator[None]:
+        if self.taken.total() >= self._most:
+            raise TooManyFeeds(f"this process serves {self._most} at once")
+        if self.taken[owner] >= self._most_of_one:
+            raise TooManyFeeds(f"this process serves {self._most_of_one} of one owner at once")
+        self.taken[owner] += 1
+        try:
+            yield
+        finally:
+            self.taken[owner] -= 1
+            if not self.taken[owner]:
+                del self.taken[owner]
+
+
 class AuditFeeds:
-    """The readers of one process: so many at once, each with a consumer of its own, at its own pace."""
+    """The readers of one process: so many at once, each with a consumer of its own, at its own pace. One owner's are a
+    quarter of them at most: nobody keeps all others out."""
 
     def __init__(self, event_log: EventLog, *, max_feeds: int) -> None:
         self._log = event_log
         self._agents = Agents(event_log)
-        self._max_feeds = max_feeds
-        self.open = 0
+        self._streams = _Places(max_feeds)
+        self._pages = _Places(MAX_PAGES)
+        self._opening = asyncio.Semaphore(MAX_OPENED_AT_ONCE)
 
-    @contextmanager
-    def place(self) -> Generator[None]:
-        """For as long as somebody reads. Raises TooManyFeeds."""
-        if self.open >= self._max_feeds:
-            raise TooManyFeeds(f"this process serves {self._max_feeds} at once")
-        self.open += 1
-        try:
-            yield
-        finally:
-            self.open -= 1
+    @property
+    def open(self) -> int:
+        """Streams that are read now."""
+        return self._streams.taken.total()
+
+    def place(self, owner: Owner) -> AbstractContextManager[None]:
+        """For as long as somebody reads a stream. Raises TooManyFeeds."""
+        return self._streams.place(owner)
 
     @asynccontextmanager
     async def reading(self, question: Question, *, resets: bool = False) -> AsyncGenerator[Reading]:
         """Begin to read. A cursor of another life of the log: from the beginning, where `resets` says that the reader
         can be told so. Raises UnknownCursor, LogUnavailable."""
+        async with self._opening:
+            replay, reading = await self._opened(question, resets=resets)
+        try:
+            yield reading
+        finally:
+            await replay.close()
+
+    async def _opened(self, question: Question, *, resets: bool) -> tuple[Replay, Reading]:
         last = await self._log.last_sequence()
         after = 0 if question.since is None else min(await self._log.first_since(question.since) - 1, last)
         known = question.cursor is None or await self._is_known(question.cursor, last, question.only)
@@ -142,16 +178,14 @@ class AuditFeeds:
         if known and question.cursor is not None:
             after = max(after, question.cursor.sequence)
         replay = await self._log.replay(after=after, subjects=question.wanted.subjects)
-        try:
-            yield Reading(replay, question, self._agents, after=after, last=last, reset=not known)
-        finally:
-            await replay.close()
+        return replay, Reading(replay, question, self._agents, after=after, last=last, reset=not known)
 
-    async def page(self, question: Question) -> Page:
-        """Up to `limit` records, and about PAGE_BYTES of them. Raises UnknownCursor, LogUnavailable, TooManyFeeds."""
+    async def page(self, question: Question, owner: Owner) -> Page:
+        """Up to `limit` records, and about PAGE_BYTES of them, for this owner. Raises UnknownCursor, LogUnavailable,
+        TooManyFeeds."""
         found: list[Arrival] = []
         room_bytes = PAGE_BYTES
-        with self.place():
+        with self._pages.place(owner):
             async with self.reading(question) as reading:
                 heard_at = asyncio.get_running_loop().time()
                 while not reading.over and room_bytes > 0 and reading.scanned < MAX_SCANNED:

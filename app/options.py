@@ -165,7 +165,7 @@ WEB = (
     option("--max-attached", "Tasks that are kept in memory.", MANY, default=HTTP.max_attached),
     option(
         "--max-audit-feeds",
-        "Readers of the audit feed at once; each has a consumer.",
+        "Streams of the audit feed at once; a quarter of them one owner's.",
         MANY,
         default=HTTP.max_audit_feeds,
     ),

@@ -162,7 +162,7 @@ async def get_log(
     )
     if kind not in (SSE, NDJSON):
         question = msgspec.structs.replace(question, limit=1 if kind == ONE else limit or 100)
-        return answer_page(request, await feeds.page(question), kind)  # pyright: ignore[reportReturnType]  # litestar takes both
+        return answer_page(request, await feeds.page(question, request.user.owner), kind)  # pyright: ignore[reportReturnType]  # litestar takes both
     return AuditStream(
         feeds,
         streams,
@@ -197,7 +197,9 @@ async def get_record_blob(
 
 def answer_page(request: Asked, page: Page, kind: str) -> Response[bytes]:
     """The page as it is asked for. `Link` leads on: also from a last page, to what comes later."""
-    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in ("after", "since")]
+    # A time that is still to come is asked for again; and nobody's token goes where addresses are kept.
+    left = {"after", "token"} | ({"since"} if page.arrivals else set[str]())
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in left]
     on = f"{str(request.scope['root_path']).rstrip('/')}/events?{urlencode([*rest, ('after', page.cursor)])}"
     headers = {"Cache-Control": "private, no-cache", LAST: str(page.last), "Link": f'<{on}>; rel="next"'}
     match kind:

@@ -280,7 +280,7 @@ async def test_the_whole_log_has_sessions_and_checkpoints_and_an_owners_part_its
 async def test_records_that_can_not_be_read_keep_nobody_from_the_others(api: Api):
     subject = task_subject(DEV, new_task())
     for content in (b"junk", b'{"fact":{"agent":' + b"[" * 50_000, b"{}"):
-        answer = await api.rooms.tasks.log.connection.request(subject, content)
+        answer = await api.rooms.connection.request(subject, content)
         assert b'"error"' not in answer.data
     await api.begin()
     assert (await read(api.client, "?agent=simulator")).sequences == [4]
@@ -318,6 +318,22 @@ async def test_the_description_names_every_kind_of_answer(api: Api):
     }
 
 
+async def test_a_page_that_found_nothing_yet_leads_on_from_the_same_time(api: Api):
+    await api.begin()
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    answer = await api.client.get("/events", params={"since": later})
+    await api.begin()
+    path = answer.links["next"]["url"]
+    assert json.decode((await api.client.get(path)).content, type=Read).data == []
+    answer = await api.client.get("/events", params={"since": "2020-01-01T00:00:00Z"})
+    assert answer.links["next"]["url"].startswith("/events?after=2-")
+
+
+async def test_a_link_repeats_no_token(api: Api):
+    answer = await api.client.get(f"/events?token={api.token}&limit=5")
+    assert answer.links["next"]["url"] == "/events?limit=5&after=0"
+
+
 async def test_what_else_can_be_done_with_the_feed_is_said(api: Api):
     for path in ("/events", "/events/blobs/x"):
         options = await api.client.options(path)
@@ -335,8 +351,21 @@ async def test_more_feeds_than_there_may_be_are_told_to_come_again(nats_address:
         wire = await (await Wire.ask(api.url, "/events", follow)).head()
         await wire.frames(1)
         assert api.metric("audit_feeds") == 1
-        for accept in ("text/event-stream", "application/x-ndjson", "application/json"):
+        for accept in ("text/event-stream", "application/x-ndjson"):
             answer = await api.client.get("/events", headers={"Accept": accept})
             assert (answer.status_code, answer.json()["code"]) == (503, "too_many_feeds")
             assert answer.headers["retry-after"] == "5"
+        for accept in ("application/json", ONE["Accept"]):
+            assert (await api.client.get("/events", headers={"Accept": accept})).status_code == 200
         await wire.close()
+
+
+async def test_one_owner_leaves_places_to_the_others(nats_address: NatsAddress):
+    async with running(nats_address, http=HttpSettings(max_audit_feeds=8)) as api, asker(api, EVE, "audit") as eve:
+        await api.begin()
+        follow = {**api.bearer, "Accept": "text/event-stream"}
+        wires = [await (await Wire.ask(api.url, "/events", follow)).head() for _ in range(3)]
+        assert [wire.status for wire in wires] == [200, 200, 503]
+        assert (await eve.get("/events", headers={"Accept": "application/x-ndjson"})).status_code == 200
+        for wire in wires:
+            await wire.close()

@@ -197,6 +197,18 @@ async def taken(wire: Wire, accept: str, count: int) -> list[Arrival]:
     return [arrival_of(line) for line in lines_in(text)[:count]]
 
 
+async def test_many_feeds_that_come_at_once_are_all_opened(nats_address: NatsAddress):
+    async with running(nats_address, http=HttpSettings(max_audit_feeds=1_000)) as api:
+        await fill(api, 1)
+        wires = await asyncio.gather(*[ask(api, NDJSON, "?follow=true") for _ in range(250)])
+        for wire in wires:
+            assert (await wire.head()).status == 200
+        await until(lambda: api.metric("audit_feeds") == 250)
+        for wire in wires:
+            wire.reset()
+        await let_go(api)
+
+
 async def test_a_slow_reader_has_its_own_pace_and_a_fast_one_has_its(api: Api):
     title = "x" * 8_000
     await fill(api, 800, title=title)
