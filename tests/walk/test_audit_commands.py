@@ -100,11 +100,14 @@ async def test_the_key_is_told_from_its_file_from_the_log_and_from_an_export(
 
 
 async def test_an_export_of_a_stopped_service_ends_with_a_checkpoint_signed_now(data_dir: Path, tmp_path: Path):
-    audit_key(data_dir / "audit-key.pem")
+    own = named(audit_key(data_dir / "audit-key.pem").public_key())
     said = await audit("export", "--data-dir", data_dir, "--output", tmp_path / "log.ndjson")
     assert said.code == 0, said
-    assert "8 records written, up to record 8 of the log" in said.err  # all of it was signed already
-    assert f"checkpoint 8 is the last, signed by {NAME}" in said.err
+    # All of it was signed already, but by another key.
+    assert "9 records written, up to record 9 of the log" in said.err
+    assert f"checkpoint 9 is the last, signed by {own}" in said.err
+    again = await audit("export", "--data-dir", data_dir, "--output", tmp_path / "log.ndjson")
+    assert f"checkpoint 9 is the last, signed by {own}" in again.err
 
 
 async def test_an_export_is_imported_with_its_blobs_and_verifies_there(nats: str, tmp_path: Path):
