@@ -15,6 +15,7 @@ from app.replies import NotTried
 from eventstore.lock import Lock
 from eventstore.server import EmbeddedServer
 from projections.lines import line_of
+from projections.proof import named
 from projections.statistics import Figures
 from tests.log.logs import until
 from tests.projections.lives import ANN, BOB
