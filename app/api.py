@@ -50,6 +50,8 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
+VENDORS = (niyra_routes,)
+"""The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
 class Rooms:
@@ -175,8 +177,9 @@ class Authentication(AbstractAuthenticationMiddleware):
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
     """Every error in the words of the API that it comes from; one that nobody expected is ours, and is logged."""
     path = str(request.scope["path"]).removeprefix(str(request.scope["root_path"]))
-    if niyra_routes.answers_for(path):
-        return niyra_routes.on_error(request, error)
+    for vendor in VENDORS:
+        if vendor.answers_for(path):
+            return vendor.on_error(request, error)
     problem, headers = problem_of(error)
     if problem.status >= 500 and problem.code == "internal_error":
         log.error("http.fault", path=request.scope["path"], exc_info=error)
@@ -191,7 +194,13 @@ def build(rooms: Rooms) -> ASGIApp:
         return Provide(lambda: room, sync_to_thread=False)
 
     app = Litestar(
-        route_handlers=[native_routes.routes(), *niyra_routes.routes(), live, ready, metrics],
+        route_handlers=[
+            native_routes.routes(),
+            *(route for vendor in VENDORS for route in vendor.routes()),
+            live,
+            ready,
+            metrics,
+        ],
         dependencies={
             "rooms": given(rooms),
             "http": given(http),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, Recorded
+from eventstore.tokens import Dialect
 from projections.task import INITIAL, Task, evolve, follows
 
 RECENT = 128
@@ -70,7 +71,7 @@ class Attached:
         self._recent_bytes = 0
         self.lock = asyncio.Lock()
         self.readers: set[Reader] = set()
-        self.bodies: dict[str, bytes] = {}
+        self.bodies: dict[Dialect, bytes] = {}
         self.buffer: list[Arrival] | None = None
         self.filling: asyncio.Task[None] | None = None
         self.void = False

@@ -33,11 +33,6 @@ class Wanted(Struct, frozen=True, kw_only=True):
         """Whether nothing is named."""
         return not (self.owners or self.tasks or self.agents or self.types)
 
-    @property
-    def searches(self) -> bool:
-        """Whether much may have to be read for little."""
-        return bool(self.agents or self.types)
-
 
 class _Born(Struct):
     agent: str = ""

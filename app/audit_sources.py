@@ -16,7 +16,7 @@ from app.local import read_local
 from app.logs import configure_logs
 from app.replies import NoAddress, NotTried, Refused
 from app.supervisor import AUDIT_KEY_FILE
-from app.token_commands import replicas_of
+from app.token_commands import connected, replicas_of
 from eventstore.checkpointing import Signed, Signer
 from eventstore.connection import Connection, NatsAddress, hidden
 from eventstore.jetstream import STREAM, JetStreamLog
@@ -127,11 +127,7 @@ async def _service(stack: AsyncExitStack, place: Place) -> Opened:
 
 
 async def _nats(stack: AsyncExitStack, nats: NatsAddress, *, make: bool) -> Opened:
-    try:
-        connection = await Connection.open(nats, "tasktrail-audit")
-    except (OSError, ValueError) as error:
-        raise NoAddress(f"NATS can't be asked as given: {error}") from error
-    stack.push_async_callback(connection.close)
+    connection = await stack.enter_async_context(connected(nats, "tasktrail-audit"))
     log = await _log(stack, connection, make=make)
     return Opened(LogSource(log), f"NATS at {hidden(nats.url)}", log, Signer(connection).sign)
 

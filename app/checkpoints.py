@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 
 import structlog
@@ -16,6 +18,7 @@ from eventstore.connection import Connection
 from eventstore.election import Election
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import CHECKPOINTS, Arrival, EventLog, LogError, LogUnavailable, Replay, WrongExpectedSequence
+from eventstore.replay import BATCH, LOOK_S, take_through
 from projections.chain import Chain
 from projections.proof import MAX_LEAVES, Leaves, named, signed
 
@@ -23,10 +26,7 @@ log = structlog.stdlib.get_logger()
 
 OFFICE = "checkpoints"
 ACTOR = "checkpoints"
-BATCH = 1_000
-LOOK_S = 0.25
 LAST_WITHIN_S = 5.0
-SILENT_S = 10.0
 
 
 class Checkpoints:
@@ -59,7 +59,9 @@ class Checkpoints:
     async def take_in(self) -> None:
         """What has come since, so that there is little to read when it is to be signed. Raises LogError."""
         async with self._busy:
-            await self._take(await self._begun(), within_s=LOOK_S)
+            replay = await self._begun()
+            async with self._dropped_on_failure():
+                await self._take(await replay.take(BATCH, within_s=LOOK_S))
 
     async def close(self) -> None:
         """Read no more; what is begun next begins from the last checkpoint."""
@@ -82,42 +84,36 @@ class Checkpoints:
         chain.begin_at(last)
         replay = await self._log.replay(after=chain.covered, subjects=(CHECKPOINTS,))
         try:
-            heard_at = time.monotonic()
-            while chain.at < last.sequence:
-                taken = await replay.take(BATCH, within_s=LOOK_S)
-                for arrival in taken:
-                    chain.add(arrival)
-                if taken:
-                    heard_at = time.monotonic()
-                elif time.monotonic() - heard_at > SILENT_S:
-                    raise LogUnavailable(f"no checkpoint came from the log for {SILENT_S:g} s")
+            async with aclosing(take_through(replay, last.sequence)) as batches:
+                async for batch in batches:
+                    for arrival in batch:
+                        chain.add(arrival)
         finally:
             await replay.close()
         return chain
 
     async def _read_to(self, end: int) -> None:
-        replay = await self._begun()
-        heard_at = time.monotonic()
-        while replay.position < end:
-            if await self._take(replay, within_s=LOOK_S):
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > SILENT_S and replay.position < end:
-                raise LogUnavailable(f"nothing came from the log for {SILENT_S:g} s")
+        async with self._dropped_on_failure(), aclosing(take_through(await self._begun(), end)) as batches:
+            async for batch in batches:
+                await self._take(batch)
 
-    async def _take(self, replay: Replay, *, within_s: float) -> bool:
+    async def _take(self, batch: list[Arrival]) -> None:
+        for arrival in batch:
+            if arrival.subject == CHECKPOINTS:
+                self._take_checkpoint(arrival)
+            digest = hashlib.sha256(arrival.stored).digest()
+            self._leaves.add(arrival.subject, arrival.sequence, digest)
+        if self._leaves.sequence - self._leaves.after >= MAX_LEAVES:
+            await self._sign()
+
+    @asynccontextmanager
+    async def _dropped_on_failure(self) -> AsyncGenerator[None]:
+        """Where the log fails in between, what was read is dropped, and read anew."""
         try:
-            taken = await replay.take(BATCH, within_s=within_s)
-            for arrival in taken:
-                if arrival.subject == CHECKPOINTS:
-                    self._take_checkpoint(arrival)
-                digest = hashlib.sha256(arrival.stored).digest()
-                self._leaves.add(arrival.subject, arrival.sequence, digest)
-            if self._leaves.sequence - self._leaves.after >= MAX_LEAVES:
-                await self._sign()
+            yield
         except LogError:
             await self.close()
             raise
-        return bool(taken)
 
     def _take_checkpoint(self, arrival: Arrival) -> None:
         """Another's: to go on from, where another process has our key; nobody's, where somebody made it up."""

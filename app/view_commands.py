@@ -11,9 +11,9 @@ from app.client import Client, local_in
 from app.options import checked_views_url
 from app.progress import Show, bar
 from app.replies import NoAddress, NotTried, task_of
-from app.token_commands import replicas_of
+from app.token_commands import connected, replicas_of
 from app.wording import moment, table
-from eventstore.connection import Connection, NatsAddress
+from eventstore.connection import NatsAddress
 from eventstore.jetstream import STREAM, JetStreamLog
 
 MAX_PAGE = 100
@@ -116,11 +116,7 @@ async def _rebuild(nats: NatsAddress, views_url: str, show: Show) -> int:
     from projections.generations import Generation
     from projections.projector import Projector
 
-    try:
-        connection = await Connection.open(nats, "tasktrail-views-rebuild")
-    except (OSError, ValueError) as error:
-        raise NoAddress(f"NATS can't be asked as given: {error}") from error
-    try:
+    async with connected(nats, "tasktrail-views-rebuild") as connection:
         replicas = await replicas_of(connection, STREAM)
         if not replicas:
             raise NotTried("there is no log on this NATS yet, so there is nothing to build from")
@@ -140,5 +136,3 @@ async def _rebuild(nats: NatsAddress, views_url: str, show: Show) -> int:
         finally:
             await database.close()
             await event_log.close()
-    finally:
-        await connection.close()

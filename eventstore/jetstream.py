@@ -173,8 +173,7 @@ class JetStreamLog:
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:
         """The leader's word for the task's last sequence; 0: there is no such task."""
-        found = await self._stream.get(subject=task_subject(owner, task_id))
-        return 0 if found is None else found.sequence
+        return await self.last_on(task_subject(owner, task_id))
 
     async def latest(self, owner: Owner, task_id: TaskId) -> Recorded | None:
         """The leader's word for the task's last record; None: there is no such task."""

@@ -4,18 +4,37 @@ Each has a consumer of its own and asks the server for a bounded number of messa
 """
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from eventstore.connection import Connection
 from eventstore.flow import Pulled
-from eventstore.log import Arrival, LogIsAnother, LogUnavailable
+from eventstore.log import Arrival, LogIsAnother, LogUnavailable, Replay
 from eventstore.stream import Stream
 from eventstore.tail import StreamTail
 
 LEAST = 2_000
 LEAST_BYTES = 4 * 1024 * 1024
 """More is asked for as soon as fewer records, with fewer bytes, wait here to be taken."""
+
+BATCH = 1_000
+LOOK_S = 0.25
+"""How often it is looked whether the position moved without a record."""
+SILENT_S = 30.0
+"""A log that says nothing for so long, though it has more, is away."""
+
+
+async def take_through(replay: Replay, up_to: int) -> AsyncGenerator[list[Arrival]]:
+    """All up to a sequence, in batches as they come; the last may go beyond. Raises LogUnavailable, LogIsAnother."""
+    heard_at = time.monotonic()
+    while replay.position < up_to:
+        if taken := await replay.take(BATCH, within_s=LOOK_S):
+            yield taken
+            heard_at = time.monotonic()
+        elif time.monotonic() - heard_at > SILENT_S and replay.position < up_to:
+            raise LogUnavailable(f"nothing came from the log for {SILENT_S:g} s")
 
 
 class StreamReplay:

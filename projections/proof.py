@@ -11,6 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec.structs import replace
 
+from eventstore.codec import decode_checkpoint
 from eventstore.events import Checkpoint, LogRecord
 from eventstore.log import CHECKPOINTS, Arrival, LogError
 
@@ -72,7 +73,7 @@ def signed(
     key: Ed25519PrivateKey, record_id: str, at: datetime, actor: str, previous: Arrival | None, leaves: Leaves
 ) -> LogRecord:
     """The checkpoint that comes after `previous` and covers all that `leaves` has."""
-    version = 1 if previous is None else _version_of(previous) + 1
+    version = 1 if previous is None else decode_checkpoint(previous.stored).version + 1
     of_leaves = leaves.up_to(leaves.sequence)
     unsigned = Checkpoint(
         after=leaves.after,
@@ -132,9 +133,3 @@ def public_key(name: str) -> Ed25519PublicKey:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(name.removeprefix(KEY_PREFIX), validate=True))
     except ValueError as error:
         raise BadKey(f"not a public key: {name[:80]!r} ({KEY_PREFIX}<base64> is one)") from error
-
-
-def _version_of(previous: Arrival) -> int:
-    from eventstore.codec import decode_checkpoint
-
-    return decode_checkpoint(previous.stored).version

@@ -8,12 +8,9 @@ from contextlib import aclosing
 from typing import Protocol
 
 from eventstore.events import TaskId
-from eventstore.log import CHECKPOINTS, Arrival, BlobDamaged, EventLog, LogUnavailable, task_of_subject
+from eventstore.log import CHECKPOINTS, Arrival, BlobDamaged, EventLog, task_of_subject
+from eventstore.replay import take_through
 from projections.audit import Verification, leaves_in
-
-BATCH = 1_000
-SILENT_S = 30.0
-"""A log that says nothing for so long, though it has more, is away."""
 
 
 class Source(Protocol):
@@ -53,12 +50,10 @@ class LogSource:
         """The records after a sequence, up to another, in order. Raises LogUnavailable, LogIsAnother."""
         replay = await self.log.replay(after=after)
         try:
-            while replay.position < up_to:
-                taken = await replay.take(BATCH, within_s=SILENT_S)
-                if not taken and replay.position < up_to:
-                    raise LogUnavailable(f"nothing came from the log for {SILENT_S:g} s")
-                if taken := [arrival for arrival in taken if arrival.sequence <= up_to]:
-                    yield taken
+            async with aclosing(take_through(replay, up_to)) as batches:
+                async for batch in batches:
+                    if taken := [arrival for arrival in batch if arrival.sequence <= up_to]:
+                        yield taken
         finally:
             await replay.close()
 

@@ -13,7 +13,7 @@ from litestar.types import ASGIApp
 
 from app.agents.catalogue import Catalogue
 from app.attached import Attached
-from app.auth import Principal, Revocations
+from app.auth import Revocations
 from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, wait_of
@@ -29,7 +29,6 @@ from app.dialects.native import (
     Why,
     is_too_deep,
     render,
-    task_id_of,
     to_command,
 )
 from app.dialects.native_audit import AFTER, get_log, get_record_blob
@@ -37,7 +36,7 @@ from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, tasks_options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
-from app.dialects.waiting import wait_until
+from app.dialects.polling import find, rendered, task_id_asked, wait_until
 from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
 from app.keys import hashed_key
@@ -46,7 +45,6 @@ from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
 from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
-from eventstore.events import TaskId
 from eventstore.log import LogUnavailable, Recorded
 from projections.task import Task
 
@@ -109,7 +107,7 @@ async def get_task(
     With `at`, as it was then: that does not wait."""
     request.user.need("tasks:read")
     if at is not None:
-        return await past_task(request, tasks, _id_of(task_id), at)
+        return await past_task(request, tasks, task_id_asked(task_id), at)
     attached, age_s = await find(tasks, request.user, task_id)
     known = known_versions(request, attached.task)
     if age_s is not None and "no-cache" in request.headers.get("cache-control", ""):
@@ -249,22 +247,6 @@ async def strictly(request: Asked, data: Said) -> Said:
     return data
 
 
-async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:
-    """The owner's task, and its age where no leader answers. Raises NotFound: another owner's task does not exist."""
-    attached, age_s = await tasks.get(principal.owner, _id_of(text))
-    if attached is None:
-        raise NotFound("no such task")
-    return attached, age_s
-
-
-def _id_of(text: str) -> TaskId:
-    """Raises NotFound: what is no id is nobody's task."""
-    task_id = task_id_of(text)
-    if task_id is None:
-        raise NotFound("no such task")
-    return task_id
-
-
 def _at_the_end(task: Task, cursor: Cursor) -> bool:
     if not task.ended or cursor.sequence < task.sequence:
         return False
@@ -284,18 +266,14 @@ async def _wait(tasks: Tasks, task: Task, wait_s: float, *, version: int | None)
 async def _answer(
     tasks: Tasks, task: Task, headers: dict[str, str], *, status_code: int = 200, attached: Attached | None = None
 ) -> Response[bytes]:
-    body = attached.bodies.get("native") if attached is not None and attached.task is task else None
-    if body is None:
-        body = render(task, await tasks.large_fields(task) if task.blobs else {})
-        if attached is not None and attached.task is task and not task.blobs:
-            attached.bodies["native"] = body
+    body = await rendered(tasks, attached, task, "native", render)
     headers = headers | {"ETag": f'"{task.version}"'}
     return Response(body, status_code=status_code, headers=headers, media_type="application/json")
 
 
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
     request.user.need("tasks:write")
-    task_id = _id_of(text)
+    task_id = task_id_asked(text)
     key = idempotency_key(request)
     keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
     done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))

@@ -12,12 +12,10 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody
 
 from app.agents.catalogue import Catalogue
-from app.attached import Attached
 from app.commands import DecideReview
 from app.conversation import earlier_tasks
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions
-from app.dialects.native_routes import find
 from app.dialects.niyra import (
     RETRY_AFTER_S,
     Answered,
@@ -34,7 +32,7 @@ from app.dialects.niyra import (
     render_polled,
     to_command,
 )
-from app.dialects.waiting import wait_until
+from app.dialects.polling import find, rendered, wait_until
 from app.problems import BadRequest, NotFound, Refused
 from app.settings import HttpSettings
 from app.tasks import Tasks
@@ -123,7 +121,7 @@ async def poll_task(request: Asked, task_id: FromPath[str], tasks: NamedDependen
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=headers, media_type=None)
-    body = await _polled(tasks, attached, task)
+    body = await rendered(tasks, attached, task, "niyra", render_polled)
     return Response(body, headers=headers, media_type="application/json")
 
 
@@ -194,15 +192,6 @@ async def _large_of(tasks: Tasks, task: Task) -> dict[str, object]:
     if task.status == "failed" and task.error is not None and task.error.code == "tool_disabled":
         raise ToolDisabled(task)
     return await tasks.large_fields(task) if task.blobs else {}
-
-
-async def _polled(tasks: Tasks, attached: Attached, task: Task) -> bytes:
-    body = attached.bodies.get("niyra")
-    if body is None or attached.task is not task:
-        body = render_polled(task, await tasks.large_fields(task) if task.blobs else {})
-        if attached.task is task and not task.blobs:
-            attached.bodies["niyra"] = body
-    return body
 
 
 def _answer(task: Task, body: bytes, headers: dict[str, str]) -> Response[bytes]:

@@ -106,6 +106,18 @@ async def stream_log(server: EmbeddedServer) -> AsyncGenerator[JetStreamLog]:
         yield log
 
 
+async def most_held(replay: StreamReplay, last: int, *, at_a_time: int, pause_s: float) -> int:
+    """What waited at most, while all was taken so slowly."""
+    taken: list[Arrival] = []
+    most = 0
+    while replay.position < last:
+        taken += await replay.take(at_a_time, within_s=1.0)
+        await asyncio.sleep(pause_s)
+        most = max(most, replay.held)
+    assert [one.sequence for one in taken] == [*range(1, last + 1)]
+    return most
+
+
 async def test_a_slow_taker_holds_little_in_memory_and_misses_nothing(
     stream_log: JetStreamLog, monkeypatch: pytest.MonkeyPatch
 ):
@@ -113,13 +125,7 @@ async def test_a_slow_taker_holds_little_in_memory_and_misses_nothing(
     monkeypatch.setattr("eventstore.replay.LEAST", 50)
     last = await filled(stream_log, 2_000)
     async with stream_replay_of(stream_log) as replay:
-        taken: list[Arrival] = []
-        most = 0
-        while replay.position < last:
-            taken += await replay.take(7, within_s=1.0)
-            await asyncio.sleep(0)
-            most = max(most, replay.held)
-    assert [one.sequence for one in taken] == [*range(1, last + 1)]
+        most = await most_held(replay, last, at_a_time=7, pause_s=0)
     assert most <= 50 + 2 * 100
 
 
@@ -130,13 +136,7 @@ async def test_a_slow_taker_of_large_records_holds_few_of_them(
     monkeypatch.setattr("eventstore.replay.LEAST_BYTES", 1024 * 1024)
     last = await filled(stream_log, 100, "x" * 200_000)
     async with stream_replay_of(stream_log) as replay:
-        taken: list[Arrival] = []
-        most = 0
-        while replay.position < last:
-            taken += await replay.take(1, within_s=1.0)
-            await asyncio.sleep(0.002)
-            most = max(most, replay.held)
-    assert [one.sequence for one in taken] == [*range(1, last + 1)]
+        most = await most_held(replay, last, at_a_time=1, pause_s=0.002)
     assert most <= 3 * 1024 * 1024 // 200_000 + 1
 
 

@@ -1,0 +1,59 @@
+"""A task as somebody asks for it: found, waited for, and rendered once for all who ask."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from app.attached import Attached
+from app.auth import Principal
+from app.dialects.native import task_id_of
+from app.problems import NotFound
+from app.tasks import Tasks
+from eventstore.events import TaskId
+from eventstore.tokens import Dialect
+from projections.task import Task
+
+
+async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:
+    """The owner's task, and its age where no leader answers. Raises NotFound: another owner's task does not exist."""
+    attached, age_s = await tasks.get(principal.owner, task_id_asked(text))
+    if attached is None:
+        raise NotFound("no such task")
+    return attached, age_s
+
+
+def task_id_asked(text: str) -> TaskId:
+    """Raises NotFound: what is no id is nobody's task."""
+    task_id = task_id_of(text)
+    if task_id is None:
+        raise NotFound("no such task")
+    return task_id
+
+
+async def wait_until(tasks: Tasks, task: Task, satisfied: Callable[[Task], bool], wait_s: float) -> Task:
+    """The task once it is so, or the time is over, whatever becomes of what is attached meanwhile.
+    Raises NotFound, LogUnavailable."""
+    until = asyncio.get_running_loop().time() + wait_s
+    while True:
+        async with tasks.attach(task.owner, task.task_id) as attached:
+            await attached.until(satisfied, until - asyncio.get_running_loop().time())
+            if not attached.task.version:
+                raise NotFound("no such task")
+            if not attached.void:  # else the log went back, and this was its other life's
+                return attached.task
+
+
+async def rendered(
+    tasks: Tasks,
+    attached: Attached | None,
+    task: Task,
+    dialect: Dialect,
+    render: Callable[[Task, Mapping[str, object]], bytes],
+) -> bytes:
+    """The task's body in this dialect, kept with what is attached while the task is as it is. Large ones are not kept.
+    Raises LogUnavailable, BlobDamaged."""
+    body = attached.bodies.get(dialect) if attached is not None and attached.task is task else None
+    if body is None:
+        body = render(task, await tasks.large_fields(task) if task.blobs else {})
+        if attached is not None and attached.task is task and not task.blobs:
+            attached.bodies[dialect] = body
+    return body
