@@ -30,6 +30,8 @@ from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes, niyra_routes
 from app.dialects.asked import request_id_of
+from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import Mcp
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -76,11 +78,18 @@ class Rooms:
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
+        self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
+        self.mcp = Mcp(self.calls, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
         self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
+
+    def drain(self) -> None:
+        """Let nobody wait for what this process would say later."""
+        self.streams.drain()
+        self.tasks.leave()
 
 
 @asynccontextmanager
@@ -105,7 +114,7 @@ async def open_rooms(
         try:
             metrics = tasks.metrics
             async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
-                yield Rooms(
+                rooms = Rooms(
                     connection=connection,
                     tasks=tasks,
                     tokens=tokens,
@@ -114,6 +123,8 @@ async def open_rooms(
                     figures=figures,
                     lists=lists,
                 )
+                async with rooms.mcp.run():
+                    yield rooms
         finally:
             await tasks.close()
             await tokens.close()
@@ -197,6 +208,7 @@ def build(rooms: Rooms) -> ASGIApp:
         route_handlers=[
             native_routes.routes(),
             *(route for vendor in VENDORS for route in vendor.routes()),
+            rooms.mcp.routes(),
             live,
             ready,
             metrics,
@@ -210,6 +222,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),
+            "calls": given(rooms.calls),
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
@@ -251,7 +264,7 @@ class Observed:
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])  # some say it with an enum, which a log would spell out
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -303,15 +316,15 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which cuts the open streams first when told to stop: their clients resume elsewhere."""
+    """uvicorn, which first cuts its streams when told to stop, and answers those who wait: they go on elsewhere."""
 
-    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+    def __init__(self, config: uvicorn.Config, rooms: Rooms) -> None:
         super().__init__(config)
-        self._streams = streams
+        self._rooms = rooms
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop."""
-        self._streams.drain()
+        self._rooms.drain()
         super().handle_exit(sig, frame)
 
 
@@ -332,7 +345,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
         backlog=2048,
     )
-    server = Server(config, rooms.streams)
+    server = Server(config, rooms)
     # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
