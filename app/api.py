@@ -31,6 +31,8 @@ from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes, niyra_routes
 from app.dialects.asked import request_id_of
 from app.feed import ABORT, Streams
+from app.limiting import Limiting, Telling
+from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
@@ -39,6 +41,7 @@ from app.tasks import Tasks
 from app.views import Lists
 from eventstore.checkpointing import Signer
 from eventstore.connection import Connection
+from eventstore.counts import counting
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
 from eventstore.tokens import Tokens
@@ -67,8 +70,10 @@ class Rooms:
         http: HttpSettings,
         figures: Figures,
         lists: Lists,
+        limits: Limits,
     ) -> None:
         self.lists = lists
+        self.limits = limits
         self.connection = connection
         self.figures = figures
         self.tasks = tasks
@@ -103,8 +108,13 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics = tasks.metrics
-            async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
+            metrics, limits = tasks.metrics, Limits(http.limits)
+            async with (
+                asking(connection) as figures,
+                telling(connection, metrics.instance, metrics.told),
+                counting(connection, metrics.instance, limits.on_counted) as others,
+            ):
+                limits.share(others)
                 yield Rooms(
                     connection=connection,
                     tasks=tasks,
@@ -113,6 +123,7 @@ async def open_rooms(
                     http=http,
                     figures=figures,
                     lists=lists,
+                    limits=limits,
                 )
         finally:
             await tasks.close()
@@ -212,7 +223,10 @@ def build(rooms: Rooms) -> ASGIApp:
             "catalogue": given(rooms.catalogue),
             "signer": given(Signer(rooms.connection)),
         },
-        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
+        middleware=[
+            DefineMiddleware(Authentication, tokens=rooms.tokens),
+            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+        ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
         request_max_body_size=http.max_body_bytes,
@@ -228,7 +242,12 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Telling(app, rooms.limits, _told_elsewhere), rooms.metrics)
+
+
+def _told_elsewhere(path: str) -> Budget | None:
+    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
+    return "niyra.poll" if niyra_routes.answers_for(path) else None
 
 
 class Observed:

@@ -10,6 +10,19 @@ from eventstore.connection import NatsAddress
 MIB = 1024 * 1024
 
 
+class LimitSettings(Struct, frozen=True, kw_only=True):
+    """How many requests one token may make: in a minute, unless the name says otherwise. 0: as many as it likes."""
+
+    native_limit: int = 0
+    niyra_ask_limit: int = 60
+    niyra_execute_limit: int = 20
+    niyra_poll_limit: int = 600
+    shannon_minute_limit: int = 60
+    shannon_hour_limit: int = 1_000
+    shannon_day_limit: int = 10_000
+    nanonets_limit: int = 600
+
+
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """How the API listens and what it bounds. Sizes in bytes."""
 
@@ -28,6 +41,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     reads: Literal["strict", "bounded"] = "strict"
     niyra_execute_window_s: float = 60.0
     niyra_ask_window_s: float = 30.0
+    limits: LimitSettings = LimitSettings()
 
     @property
     def beyond_loopback(self) -> bool:
