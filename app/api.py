@@ -41,7 +41,6 @@ from app.tasks import Tasks
 from app.views import Lists
 from eventstore.checkpointing import Signer
 from eventstore.connection import Connection
-from eventstore.counts import counting
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
 from eventstore.tokens import Tokens
@@ -112,9 +111,8 @@ async def open_rooms(
             async with (
                 asking(connection) as figures,
                 telling(connection, metrics.instance, metrics.told),
-                counting(connection, metrics.instance, limits.on_counted) as others,
+                limits.shared(connection, metrics.instance),
             ):
-                limits.share(others)
                 yield Rooms(
                     connection=connection,
                     tasks=tasks,

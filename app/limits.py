@@ -6,7 +6,8 @@ without the others, this process counts by itself.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
 from math import ceil
 from typing import Literal
 
@@ -15,29 +16,18 @@ from msgspec import Struct
 from app.auth import Principal
 from app.settings import LimitSettings
 from app.window import Window
-from eventstore.counts import Counts
-from eventstore.tokens import PLAN, Plan
+from eventstore.connection import Connection
+from eventstore.counts import Ages, Counts, counting
+from eventstore.tokens import PLAN, LimitName, Plan
 
 Budget = Literal["native", "niyra.ask", "niyra.execute", "niyra.poll", "shannon", "nanonets"]
 """What a route draws on."""
-LimitName = Literal[
-    "native",
-    "niyra.ask",
-    "niyra.execute",
-    "niyra.poll",
-    "shannon.minute",
-    "shannon.hour",
-    "shannon.day",
-    "nanonets",
-]
-"""What can be set, for a deployment and for a token."""
-
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
-MAX_WINDOWS = 100_000
+MAX_WINDOWS = 50_000
 """Over that, the oldest is forgotten: its token may ask anew."""
 SWEEP_FROM = 1_024
-ROUNDS = 20
-"""How often at most a request waits for the other processes: they may be many, and come and go."""
+ROUNDS = 10
+"""So often a request waits for its process to have a larger share; then it is drawn as one of the last."""
 
 
 class Allowance(Struct, frozen=True):
@@ -94,9 +84,17 @@ class Limits:
         self._counted: dict[str, _Counted] = {}
         self._sweep_at = SWEEP_FROM
 
-    def share(self, others: Counts) -> None:
-        """Count together with these; they tell `on_counted`."""
-        self._others = others
+    @property
+    def windows(self) -> int:
+        """How many are kept."""
+        return len(self._counted)
+
+    @asynccontextmanager
+    async def shared(self, connection: Connection, name: str) -> AsyncGenerator[Counts]:
+        """While the context lasts, count together with all processes that do. Raises LogUnavailable."""
+        async with counting(connection, name, self) as others:
+            self._others = others
+            yield others
 
     def on_counted(self, key: str, number: int) -> None:
         """Another process counted so many, or (less than none) took them back."""
@@ -108,6 +106,20 @@ class Limits:
             window.add(self._clock(), number)
         else:
             window.take_back(-number)
+
+    def past(self) -> Iterator[tuple[str, Ages]]:
+        """What is counted here, for a process that begins."""
+        now = self._clock()
+        for counted in list(self._counted.values()):
+            if ages := counted.window.ages(now):
+                yield counted.key, ages
+
+    def on_past(self, key: str, ages: Ages) -> None:
+        """What was counted before this process began."""
+        if (per_s := self._per_s.get(key.partition(":")[0])) is not None:
+            window = self._find(key, per_s).window
+            for age_s, number in ages:
+                window.add(self._clock(), number, age_s=age_s)
 
     def allowances(self, budget: Budget, plan: Plan = PLAN) -> list[Allowance]:
         """What a token of that plan may draw."""
@@ -137,16 +149,16 @@ class Limits:
             self._refuse_where_spent(drawn)
             shares = [self._share(one, counted) for one, counted in drawn]
             if all(share > self._unknown(counted) for share, (_, counted) in zip(shares, drawn, strict=True)):
-                break
+                self._count(drawn, 1)
+                return [self._standing(one, counted) for one, counted in drawn]
             if 0 in shares:
-                return await self._draw_last(drawn)
+                break
             await self._known()
-        self._count(drawn, 1)
-        return [self._standing(one, counted) for one, counted in drawn]
+        return await self._draw_last(drawn)
 
     async def _draw_last(self, drawn: "_Drawn") -> list[Standing]:
-        """One of the last, of which there are fewer than processes: it is granted once all know of it, and did not
-        give as many themselves."""
+        """One of the last, of which there are fewer than processes: it is granted once all know of it, and none of
+        them has granted it meanwhile."""
         async with drawn[0][1].last_one:
             self._refuse_where_spent(drawn)
             self._count(drawn, 1)

@@ -24,12 +24,20 @@ class Window:
             self._total -= self._counts.pop(part)
         return self._total
 
-    def add(self, now: float, number: int = 1) -> None:
-        """So many came now."""
-        self.used(now)  # forgets what is over, also where nobody asks
-        part = int(now // self._part_s)
+    def add(self, now: float, number: int = 1, *, age_s: float = 0.0) -> None:
+        """So many came now, or that long ago."""
+        part = int((now - age_s) // self._part_s)
+        late = bool(self._counts) and part < next(reversed(self._counts))
         self._counts[part] = self._counts.get(part, 0) + number
         self._total += number
+        if late:
+            self._counts = dict(sorted(self._counts.items()))
+        self.used(now)  # forgets what is over, also where nobody asks
+
+    def ages(self, now: float) -> list[tuple[float, int]]:
+        """What it remembers: how long ago, at least, how many came."""
+        self.used(now)
+        return [(max(0.0, now - (part + 1) * self._part_s), count) for part, count in self._counts.items()]
 
     def take_back(self, number: int = 1) -> None:
         """So many of the latest did not come after all."""

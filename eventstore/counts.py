@@ -8,8 +8,10 @@ Whoever says nothing, or does not hear, is soon left out, and without NATS a pro
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -22,13 +24,36 @@ from eventstore.log import LogError
 log = structlog.stdlib.get_logger()
 
 SUBJECT = "limits.counts"
+PAST_SUBJECT = "limits.past"
 SPEAKS_EVERY_S = 1.0
 SILENT_AFTER_S = 3.0
 GATHERS_S = 0.002
 """What is counted meanwhile is one word."""
-WAIT_S = 0.25
+TURNS, TURN_S = 50, 0.005
+"""So long whoever does not answer is waited for. By turns of the event loop: one that is busy hears late."""
 MOST_KEYS = 5_000
 """In one word: a message has a mebibyte."""
+MOST_PASTS = 500
+"""In one message, as each may be of sixty numbers."""
+
+Ages = list[tuple[float, int]]
+"""How many seconds ago, how many."""
+
+
+class Ledger(Protocol):
+    """Where a process keeps what is counted (`app.limits.Limits`, and the tests')."""
+
+    def on_counted(self, key: str, number: int) -> None:
+        """Another process counted so many, or (less than none) took them back."""
+        ...
+
+    def past(self) -> Iterator[tuple[str, Ages]]:
+        """What is counted here, for a process that begins."""
+        ...
+
+    def on_past(self, key: str, ages: Ages) -> None:
+        """What was counted before this process began."""
+        ...
 
 
 class Word(Struct, frozen=True, omit_defaults=True):
@@ -39,6 +64,13 @@ class Word(Struct, frozen=True, omit_defaults=True):
     counts: dict[str, int] = {}
     heard: dict[str, int] = {}
     leaves: bool = False
+
+
+class Past(Struct, frozen=True):
+    """What a process that begins is told, by one of those that are there."""
+
+    process: str
+    counts: dict[str, Ages]
 
 
 class _Other(Struct):
@@ -52,16 +84,18 @@ class _Other(Struct):
 class Counts:
     """This process's part. Had from `counting`."""
 
-    def __init__(self, connection: Connection, name: str, on_counted: Callable[[str, int], None]) -> None:
+    def __init__(self, connection: Connection, name: str, ledger: Ledger) -> None:
         self._connection = connection
         self._name = name
-        self._on_counted = on_counted
+        self._ledger = ledger
+        self._told_past_by = ""
         self._others: dict[str, _Other] = {}
         self._number = 0
         self._untold: dict[str, int] = {}
         self._told: deque[tuple[int, dict[str, int]]] = deque()
         self._unknown: dict[str, int] = {}
         self._waiting: list[tuple[int, asyncio.Event]] = []
+        self._somebody_waits = asyncio.Event()
         self._wake = asyncio.Event()
 
     @property
@@ -86,26 +120,17 @@ class Counts:
         self._unknown[key] = self._unknown.get(key, 0) + number
         self._wake.set()
 
-    async def known(self, *, within_s: float = WAIT_S) -> None:
+    async def known(self) -> None:
         """Return when all others know what was counted here so far, and we what they had counted before they knew.
-        Who does not answer in time is left out until it speaks again."""
+        Who does not answer for a quarter of a second is left out until it speaks again."""
         if not self.others:
             return
         number = self._number + 1 if self._untold else self._number
-        if self._floor() >= number:
-            return
-        told = asyncio.Event()
-        waiting = (number, told)
-        self._waiting.append(waiting)
-        try:
-            async with asyncio.timeout(within_s):
-                await told.wait()
-        except TimeoutError:
-            log.info("limits.not_heard", by=[name for name, other in self._others.items() if other.knows < number])
-            self._drop(lambda other: other.knows < number)
-        finally:
-            with suppress(ValueError):
-                self._waiting.remove(waiting)
+        if self._floor() < number:
+            told = asyncio.Event()
+            self._waiting.append((number, told))
+            self._somebody_waits.set()
+            await told.wait()
 
     async def on_word(self, msg: Msg) -> None:
         """Somebody's word; our own come back, too."""
@@ -117,7 +142,7 @@ class Counts:
         if word.process == self._name:
             return
         for key, number in word.counts.items():
-            self._on_counted(key, number)
+            self._ledger.on_counted(key, number)
         if word.leaves:
             self._drop(lambda other: other is self._others.get(word.process))
             return
@@ -129,6 +154,25 @@ class Counts:
             self._wake.set()
         self._settle()
 
+    async def on_question(self, msg: Msg) -> None:
+        """A process that begins asks what was counted before; the first by name answers."""
+        if msg.data == self._name.encode() or any(other < self._name for other in self._others):
+            return
+        past = self._ledger.past()
+        while some := dict(islice(past, MOST_PASTS)):
+            with suppress(LogError):
+                await self._connection.publish(msg.reply, msgspec.msgpack.encode(Past(self._name, some)))
+
+    async def on_past(self, msg: Msg) -> None:
+        """An answer to our own question."""
+        with suppress(msgspec.MsgspecError):
+            past = msgspec.msgpack.decode(msg.data, type=Past)
+            # Where two believe that they are the first, one is enough.
+            self._told_past_by = self._told_past_by or past.process
+            if past.process == self._told_past_by:
+                for key, ages in past.counts.items():
+                    self._ledger.on_past(key, ages)
+
     async def speak(self) -> None:
         """Until cancelled: at once where there is something to say, else now and then."""
         while True:
@@ -139,9 +183,26 @@ class Counts:
                     await self._wake.wait()
             self._wake.clear()
 
+    async def watch(self) -> None:
+        """Until cancelled: leave out who keeps others waiting."""
+        while True:
+            await self._somebody_waits.wait()
+            self._somebody_waits.clear()
+            while self._waiting:
+                number = self._waiting[0][0]
+                for _ in range(TURNS):
+                    await asyncio.sleep(TURN_S)
+                    if self._floor() >= number:
+                        break
+                else:
+                    silent = [name for name, other in self._others.items() if other.knows < number]
+                    log.info("limits.not_heard", processes=silent)
+                    self._drop(lambda other, number=number: other.knows < number)
+
     async def leave(self) -> None:
-        """The last word."""
+        """The last word; nobody waits any longer."""
         await self._say(leaves=True)
+        self._drop(lambda _: True)
 
     async def _say(self, *, leaves: bool = False) -> None:
         if not self._connection.connected:
@@ -185,19 +246,27 @@ class Counts:
         for number, told in self._waiting:
             if number <= floor:
                 told.set()
+        self._waiting = [(number, told) for number, told in self._waiting if number > floor]
 
 
 @asynccontextmanager
-async def counting(connection: Connection, name: str, on_counted: Callable[[str, int], None]) -> AsyncGenerator[Counts]:
-    """Count with the others while the context lasts, under a name that no other process has; what they count, however
-    late, is told to `on_counted`. Raises LogUnavailable."""
-    counts = Counts(connection, name, on_counted)
-    listening = await connection.subscribe(SUBJECT, counts.on_word)
-    speaking = asyncio.create_task(counts.speak())
+async def counting(connection: Connection, name: str, ledger: Ledger) -> AsyncGenerator[Counts]:
+    """Count with the others while the context lasts, under a name that no other process has. Raises LogUnavailable."""
+    counts = Counts(connection, name, ledger)
+    inbox = connection.new_inbox()
+    listening = [
+        await connection.subscribe(SUBJECT, counts.on_word),
+        await connection.subscribe(PAST_SUBJECT, counts.on_question),
+        await connection.subscribe(inbox, counts.on_past),
+    ]
+    await connection.publish(PAST_SUBJECT, name.encode(), reply=inbox)
+    working = {asyncio.create_task(counts.speak()), asyncio.create_task(counts.watch())}
     try:
         yield counts
     finally:
-        speaking.cancel()
-        await asyncio.wait({speaking})
+        for one in working:
+            one.cancel()
+        await asyncio.wait(working)
         await counts.leave()
-        await connection.unsubscribe(listening)
+        for one in listening:
+            await connection.unsubscribe(one)

@@ -49,6 +49,20 @@ INCLUDED_IN: dict[Scope, Scope] = {
 """The scope, if any, that allows all that this one does."""
 
 
+LimitName = Literal[
+    "native",
+    "niyra.ask",
+    "niyra.execute",
+    "niyra.poll",
+    "shannon.minute",
+    "shannon.hour",
+    "shannon.day",
+    "nanonets",
+]
+"""What is limited."""
+LIMIT_NAMES: tuple[LimitName, ...] = get_args(LimitName)
+
+
 class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How much a token may ask: so many times the deployment's limits, but its own where `limits` has them by name."""
 

@@ -2,24 +2,47 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from msgspec import Struct
 
 from eventstore.connection import Connection, NatsAddress
-from eventstore.counts import SUBJECT, Counts, counting
+from eventstore.counts import SUBJECT, Ages, Counts, counting
 from eventstore.server import EmbeddedServer
 from tests.log.logs import SOON_S, stopped, until
+
+
+class Book:
+    """What a process heard of the others; its own past is of one key."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.heard = Counter[str]()
+        self.told: dict[str, Ages] = {}
+
+    def on_counted(self, key: str, number: int) -> None:
+        self.heard[key] += number
+
+    def past(self) -> Iterator[tuple[str, Ages]]:
+        for n in range(1_200):
+            yield f"{self.name}-{n}", [(float(n), 1), (0.0, n)]
+
+    def on_past(self, key: str, ages: Ages) -> None:
+        self.told[key] = ages
 
 
 class Counting(Struct):
     """One process: what it counts, and what it heard of the others."""
 
     counts: Counts
-    heard: Counter[str]
+    book: Book
     connection: Connection
+
+    @property
+    def heard(self) -> Counter[str]:
+        return self.book.heard
 
     def count(self, key: str, number: int = 1) -> None:
         self.counts.count(key, number)
@@ -27,15 +50,11 @@ class Counting(Struct):
 
 @asynccontextmanager
 async def process(nats: NatsAddress, name: str) -> AsyncGenerator[Counting]:
-    heard = Counter[str]()
-
-    def on_counted(key: str, number: int) -> None:
-        heard[key] += number
-
+    book = Book(name)
     connection = await Connection.open(nats, name)
     try:
-        async with counting(connection, name, on_counted) as counts:
-            yield Counting(counts, heard, connection)
+        async with counting(connection, name, book) as counts:
+            yield Counting(counts, book, connection)
     finally:
         await connection.close()
 
@@ -95,11 +114,18 @@ async def test_one_that_comes_late_waits_for_none_of_what_was_said_before(nats_a
         await until(lambda: one.counts.others == two.counts.others == 1)
 
 
+async def test_one_that_begins_is_told_by_one_what_was_counted_before(nats_address: NatsAddress):
+    async with processes(nats_address, 3) as some:
+        async with process(nats_address, "late") as late:
+            await until(lambda: len(late.book.told) == 1_200)
+        assert late.book.told == dict(some[0].book.past())
+
+
 async def test_who_is_alone_waits_for_nobody(nats_address: NatsAddress):
     async with process(nats_address, "one") as one:
         one.count("a")
         assert one.counts.unknown("a") == 0
-        await one.counts.known(within_s=SOON_S)
+        await one.counts.known()
 
 
 async def test_who_does_not_answer_is_left_out_until_it_speaks_again(nats_address: NatsAddress):
@@ -109,7 +135,7 @@ async def test_who_does_not_answer_is_left_out_until_it_speaks_again(nats_addres
         await deaf.publish(SUBJECT, b"\x82\xa7process\xa4deaf\xa6number\x00")
         await until(lambda: one.counts.others == 2)
         one.count("a")
-        await one.counts.known(within_s=0.2)
+        await one.counts.known()
         assert one.counts.others == 1
         assert two.heard["a"] == 1
         await deaf.publish(SUBJECT, b"\x82\xa7process\xa4deaf\xa6number\x00")
@@ -131,7 +157,7 @@ async def test_without_a_server_each_counts_by_itself_and_with_it_together_again
         with stopped(server):
             one.count("a")
             async with asyncio.timeout(SOON_S):
-                await one.counts.known(within_s=0.1)
+                await one.counts.known()
             assert (one.counts.others, one.counts.unknown("a")) == (0, 0)
         await server.kill()
         await until(lambda: not one.connection.connected)
@@ -141,7 +167,7 @@ async def test_without_a_server_each_counts_by_itself_and_with_it_together_again
         await until(lambda: one.counts.others == two.counts.others == 1)
         before = two.heard["a"]
         one.count("a")
-        await one.counts.known(within_s=SOON_S)
+        await one.counts.known()
         assert two.heard["a"] == before + 1
 
 
