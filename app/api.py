@@ -33,6 +33,8 @@ from app.dialects.asked import request_id_of
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp import Mcp
 from app.feed import ABORT, Streams
+from app.limiting import Limiting, Telling
+from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
@@ -69,8 +71,10 @@ class Rooms:
         http: HttpSettings,
         figures: Figures,
         lists: Lists,
+        limits: Limits,
     ) -> None:
         self.lists = lists
+        self.limits = limits
         self.connection = connection
         self.figures = figures
         self.tasks = tasks
@@ -112,8 +116,12 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics = tasks.metrics
-            async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
+            metrics, limits = tasks.metrics, Limits(http.limits)
+            async with (
+                asking(connection) as figures,
+                telling(connection, metrics.instance, metrics.told),
+                limits.shared(connection, metrics.instance),
+            ):
                 rooms = Rooms(
                     connection=connection,
                     tasks=tasks,
@@ -122,6 +130,7 @@ async def open_rooms(
                     http=http,
                     figures=figures,
                     lists=lists,
+                    limits=limits,
                 )
                 async with rooms.mcp.run():
                     yield rooms
@@ -225,7 +234,10 @@ def build(rooms: Rooms) -> ASGIApp:
             "calls": given(rooms.calls),
             "signer": given(Signer(rooms.connection)),
         },
-        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
+        middleware=[
+            DefineMiddleware(Authentication, tokens=rooms.tokens),
+            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+        ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
         request_max_body_size=http.max_body_bytes,
@@ -241,7 +253,12 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Telling(app, rooms.limits, _told_elsewhere), rooms.metrics)
+
+
+def _told_elsewhere(path: str) -> Budget | None:
+    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
+    return "niyra.poll" if niyra_routes.answers_for(path) else None
 
 
 class Observed:

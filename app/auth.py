@@ -7,7 +7,7 @@ from litestar.datastructures import Headers
 from msgspec import Struct
 
 from eventstore.events import Owner
-from eventstore.tokens import INCLUDED_IN, Dialect, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
 
 
 class NotAuthenticated(Exception):
@@ -31,6 +31,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     token_hash: str
     dialect: Dialect | None = None
     expires_at: datetime | None = None
+    plan: Plan = PLAN
 
     def need(self, scope: Scope) -> None:
         """Raises NotAllowed. `admin` may do everything to its own."""
@@ -67,6 +68,7 @@ def principal_of(token: Token, secret: str) -> Principal:
         token_hash=hashed(secret),
         dialect=token.dialect,
         expires_at=token.expires_at,
+        plan=token.plan,
     )
 
 

@@ -28,7 +28,7 @@ from eventstore.lock import Lock, writing
 from eventstore.log import LogUnavailable
 from eventstore.queue import announce_lost
 from eventstore.server import EmbeddedServer
-from eventstore.tokens import SCOPES, Tokens, new_token
+from eventstore.tokens import SCOPES, Plan, Tokens, new_token
 
 log = structlog.stdlib.get_logger()
 
@@ -202,7 +202,7 @@ async def _settled_token(connection: Connection, directory: Path, site: Site) ->
         if site.token is None and kept is not None and await tokens.find(kept.token) is not None:
             return kept.token
         token = site.token or new_token()
-        await tokens.add(token, OWNER, SCOPES, note="made by tasktrail serve")
+        await tokens.add(token, OWNER, SCOPES, note="made by tasktrail serve", plan=Plan(unlimited=True))
         with writing(directory):
             write_local(directory, Local(token=token))
         return token

@@ -19,7 +19,7 @@ from app.tasks import Cause, Done
 from eventstore.connection import NatsAddress
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival
-from eventstore.tokens import SCOPES, Scope
+from eventstore.tokens import SCOPES, Plan, Scope
 
 ALL_SCOPES: tuple[Scope, ...] = SCOPES
 DEV = Owner("dev")
@@ -85,7 +85,7 @@ async def running(
         listening = socket.create_server(("127.0.0.1", 0), backlog=512)
         # What is accepted inherits it; asyncio sets it only where the listening socket named its protocol.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await rooms.tokens.add(token, DEV, ALL_SCOPES)
+        await rooms.tokens.add(token, DEV, ALL_SCOPES, plan=Plan(unlimited=True))
         config = uvicorn.Config(
             build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
             http=Protocol,

@@ -52,7 +52,7 @@ ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
 """Where waiting longer for the end is pointless until somebody does something."""
 
 TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
-COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
+COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 429: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
 
@@ -234,7 +234,7 @@ def routes() -> Router:
     handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
     handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob, sign_checkpoint]
     handlers += [get_asyncapi, get_facts_schema]
-    return Router(path="/", route_handlers=handlers)
+    return Router(path="/", route_handlers=handlers, opt={"limit": "native"})
 
 
 async def strictly(request: Asked, data: Said) -> Said:

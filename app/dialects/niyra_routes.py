@@ -30,13 +30,14 @@ PREFIX = "/niyra"
 PATHS = ("/v1/public/", f"{PREFIX}/", "/mcp/")
 
 REFUSAL = ResponseSpec(Refusal, generate_examples=False)
-COMMON = {400: REFUSAL, 401: REFUSAL, 403: REFUSAL, 404: REFUSAL, 503: REFUSAL}
+COMMON = {400: REFUSAL, 401: REFUSAL, 403: REFUSAL, 404: REFUSAL, 429: REFUSAL, 503: REFUSAL}
 BEGUN = {**COMMON, 413: REFUSAL, 422: REFUSAL}
 
 
 @post(
     "/v1/public/execute",
     status_code=200,
+    opt={"limit": "niyra.execute"},
     responses={**BEGUN, 200: ResponseSpec(Executed, generate_examples=False), 409: REFUSAL},
     tags=["niyra"],
 )
@@ -53,6 +54,7 @@ async def execute(
 @post(
     "/v1/public/ask",
     status_code=200,
+    opt={"limit": "niyra.ask"},
     responses={**BEGUN, 200: ResponseSpec(Answered, generate_examples=False)},
     tags=["niyra"],
 )
@@ -67,6 +69,7 @@ async def ask(
 
 @get(
     "/v1/public/tasks/{task_id:str}",
+    opt={"limit": "niyra.poll"},
     responses={**COMMON, 200: ResponseSpec(Polled, generate_examples=False), 304: ResponseSpec(None)},
     tags=["niyra"],
 )
