@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import click
 import msgspec
@@ -15,8 +16,8 @@ from app.replies import NoAddress
 from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress, RefusedByServer
 from eventstore.events import Owner
-from eventstore.log import BadSubject, owner_word
-from eventstore.tokens import BUCKET, SCOPES, Scope, Token, Tokens, new_token
+from eventstore.log import BadSubject, owner_named
+from eventstore.tokens import BUCKET, SCOPES, Dialect, Scope, Token, Tokens, new_token
 
 DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 UNITS = {
@@ -53,6 +54,19 @@ class ScopesType(click.ParamType[tuple[Scope, ...]]):
         return tuple(scope for scope in SCOPES if scope in asked)
 
 
+class DialectType(click.ParamType[Dialect]):
+    """A dialect."""
+
+    name = "dialect"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Dialect:
+        """By its name."""
+        for dialect in get_args(Dialect):
+            if value == dialect:
+                return dialect
+        self.fail(f"{value!r} is no dialect; there are: {', '.join(get_args(Dialect))}", param, ctx)
+
+
 class DurationType(click.ParamType[timedelta]):
     """A length of time."""
 
@@ -74,9 +88,9 @@ class OwnerType(click.ParamType[Owner]):
     name = "owner"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Owner:
-        """The log's word for the name."""
+        """The log's word for the name; a word that a list shows is itself."""
         try:
-            return owner_word(value)
+            return owner_named(value)
         except BadSubject as error:
             self.fail(str(error), param, ctx)
 
@@ -94,9 +108,17 @@ def tokens() -> None:
 @click.option("--owner", type=OwnerType(), required=True, help="Whose tasks it opens: a person, a team, a program.")
 @click.option("--scopes", type=ScopesType(), required=True, metavar="A,B", help=f"Of: {', '.join(SCOPES)}.")
 @click.option("--expires", type=DurationType(), metavar="30d", help="After so long: 90s, 30m, 12h, 30d, 4w.  [never]")
+@click.option("--dialect", type=DialectType(), help="Whose API it is for, where a path is several's.  [none]")
 @click.option("--note", default="", help="For people who read the list.")
 @click.pass_obj
-def create(nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: timedelta | None, note: str) -> None:
+def create(
+    nats: NatsAddress,
+    owner: Owner,
+    scopes: tuple[Scope, ...],
+    expires: timedelta | None,
+    dialect: Dialect | None,
+    note: str,
+) -> None:
     """Make a token and print it: it is shown this once, and nothing else is on standard output.
 
     \b
@@ -105,7 +127,12 @@ def create(nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: 
     """
     secret = new_token()
     expires_at = None if expires is None else datetime.now(UTC) + expires
-    made = asyncio.run(_create(nats, secret, owner, scopes, expires_at, note))
+
+    async def add() -> Token:
+        async with _bucket(nats) as bucket:
+            return await bucket.add(secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note)
+
+    made = asyncio.run(add())
     until = f"until {moment(made.expires_at)}" if made.expires_at else "for ever"
     click.echo(f"token {made.id} of {made.owner}, valid {until}:", err=True)
     click.echo(secret)
@@ -132,13 +159,14 @@ def list_tokens(nats: NatsAddress, as_json: bool) -> None:
             token.id,
             token.owner,
             ",".join(token.scopes),
+            token.dialect or "",
             moment(token.created_at),
             _expiry(token, now),
             token.note,
         )
         for token in known
     ]
-    click.echo(table(("ID", "OWNER", "SCOPES", "CREATED", "EXPIRES", "NOTE"), rows))
+    click.echo(table(("ID", "OWNER", "SCOPES", "DIALECT", "CREATED", "EXPIRES", "NOTE"), rows))
 
 
 @tokens.command(cls=NatsCommand)
@@ -163,13 +191,6 @@ def _expiry(token: Token, now: datetime) -> str:
     if token.expires_at is None:
         return "never"
     return moment(token.expires_at) + ("" if token.valid(now) else " (expired)")
-
-
-async def _create(
-    nats: NatsAddress, secret: str, owner: Owner, scopes: tuple[Scope, ...], expires_at: datetime | None, note: str
-) -> Token:
-    async with _bucket(nats) as bucket:
-        return await bucket.add(secret, owner, scopes, expires_at=expires_at, note=note)
 
 
 async def _all(nats: NatsAddress) -> list[Token]:
