@@ -45,6 +45,7 @@ from eventstore.checkpointing import Signer
 from eventstore.connection import Connection
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
+from eventstore.switches import Switches
 from eventstore.tokens import Tokens
 
 log = structlog.stdlib.get_logger()
@@ -67,6 +68,7 @@ class Rooms:
         connection: Connection,
         tasks: Tasks,
         tokens: Tokens,
+        switches: Switches,
         catalogue: Catalogue,
         http: HttpSettings,
         figures: Figures,
@@ -79,6 +81,7 @@ class Rooms:
         self.figures = figures
         self.tasks = tasks
         self.tokens = tokens
+        self.switches = switches
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
@@ -108,6 +111,7 @@ async def open_rooms(
             connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
         )
         tokens = await Tokens.open(connection, replicas=log_settings.replicas)
+        switches = await Switches.open(connection, replicas=log_settings.replicas)
         tasks = await Tasks.open(
             event_log,
             Metrics("api"),
@@ -126,6 +130,7 @@ async def open_rooms(
                     connection=connection,
                     tasks=tasks,
                     tokens=tokens,
+                    switches=switches,
                     catalogue=catalogue,
                     http=http,
                     figures=figures,
@@ -136,6 +141,7 @@ async def open_rooms(
                     yield rooms
         finally:
             await tasks.close()
+            await switches.close()
             await tokens.close()
             await event_log.close()
     finally:
@@ -226,6 +232,8 @@ def build(rooms: Rooms) -> ASGIApp:
             "rooms": given(rooms),
             "http": given(http),
             "tasks": given(rooms.tasks),
+            "tokens": given(rooms.tokens),
+            "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),

@@ -7,7 +7,7 @@ from litestar.datastructures import Headers
 from msgspec import Struct
 
 from eventstore.events import Owner
-from eventstore.tokens import INCLUDED_IN, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
 
 
 class NotAuthenticated(Exception):
@@ -34,14 +34,26 @@ class Principal(Struct, frozen=True, kw_only=True):
     plan: Plan = PLAN
 
     def need(self, scope: Scope) -> None:
-        """Raises NotAllowed. `admin` may do everything to its own."""
-        if self.scopes.isdisjoint({scope, INCLUDED_IN.get(scope, scope), "admin"}):
+        """Raises NotAllowed."""
+        if not self.may(scope):
             raise NotAllowed(scope)
+
+    def may(self, scope: Scope) -> bool:
+        """Whether their scopes allow what this one does. `admin` may do everything to its own, and only that."""
+        allowing: set[Scope] = {scope, INCLUDED_IN.get(scope, scope)}
+        if scope not in OVER_ALL:
+            allowing |= {"admin", "admin:all"}
+        return not self.scopes.isdisjoint(allowing)
 
     @property
     def hears_all(self) -> bool:
         """Whether the whole log is theirs to read. Not by `admin`: that is about one's own."""
-        return "audit:all" in self.scopes
+        return self.may("audit:all")
+
+    @property
+    def rules_all(self) -> bool:
+        """Whether everybody's tokens and tools are theirs to rule."""
+        return self.may("admin:all")
 
     @property
     def actor(self) -> str:

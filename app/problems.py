@@ -28,6 +28,14 @@ class UnknownCursor(Exception):
     """It is of another life of the log: what was read before it is void."""
 
 
+class OwnToken(Exception):
+    """A token does not revoke itself: whoever did that by mistake would be locked out."""
+
+
+class TooMany(Exception):
+    """One owner has as many of these as one may have."""
+
+
 class TooManyFeeds(Exception):
     """This process serves as many audit feeds as it may."""
 
@@ -72,6 +80,8 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadRequest: (400, "bad_request", "The request can't be understood"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
     UnknownCursor: (409, "unknown_cursor", "A cursor of another life of the log"),
+    OwnToken: (409, "own_token", "A token does not revoke itself"),
+    TooMany: (409, "too_many", "As many as one owner may have"),
     TooManyFeeds: (503, "too_many_feeds", "As many audit feeds as there may be"),
     BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
