@@ -30,6 +30,7 @@ from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes, niyra_routes
 from app.dialects.asked import request_id_of
+from app.dialects.crossroads import Crossroads
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -228,7 +229,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Crossroads(app, rooms.tokens), rooms.metrics)
 
 
 class Observed:
