@@ -28,7 +28,7 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes
+from app.dialects import nanonets_routes, native_routes, niyra_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.feed import ABORT, Streams
@@ -51,7 +51,7 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes,)
+VENDORS = (niyra_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
