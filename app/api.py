@@ -28,8 +28,9 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes
+from app.dialects import nanonets_routes, native_routes, niyra_routes
 from app.dialects.asked import request_id_of
+from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp import Mcp
 from app.feed import ABORT, Streams
@@ -55,7 +56,7 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes,)
+VENDORS = (niyra_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -261,7 +262,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Telling(app, rooms.limits, _told_elsewhere), rooms.metrics)
+    return Observed(Crossroads(Telling(app, rooms.limits, _told_elsewhere), rooms.tokens), rooms.metrics)
 
 
 def _told_elsewhere(path: str) -> Budget | None:

@@ -2,12 +2,16 @@
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Literal
 
 from litestar.datastructures import Headers
 from msgspec import Struct
 
 from eventstore.events import Owner
 from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+
+Header = Literal["key", "bearer"]
+"""Where a token came: `X-API-Key`, or `Authorization: Bearer`."""
 
 
 class NotAuthenticated(Exception):
@@ -61,14 +65,20 @@ class Principal(Struct, frozen=True, kw_only=True):
         return f"{self.owner}/{self.token_id}"
 
 
-def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
-    """The token that came with a request: `X-API-Key`, a bearer token, or (streams only) the query's `token`."""
+def presented(headers: Headers) -> tuple[Header | None, str | None]:
+    """The token that came in a request's headers, and in which: `X-API-Key` beats `Authorization: Bearer`."""
     if key := headers.get("x-api-key"):
-        return key
+        return "key", key
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return token_in_query or None
+        return "bearer", token.strip()
+    return None, None
+
+
+def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
+    """The token that came with a request: in a header, or (streams only) the query's `token`."""
+    _, token = presented(headers)
+    return token or token_in_query or None
 
 
 def principal_of(token: Token, secret: str) -> Principal:

@@ -312,13 +312,17 @@ class Tasks:
     ) -> AsyncGenerator[tuple[int, TaskFact | UnknownFact]]:
         """The task's facts after a sequence, what is too big for the log fetched. Raises LogUnavailable."""
         for recorded in await self.log.read(attached.owner, attached.task_id, after=after):
-            fact, reference = recorded.record.fact, recorded.record.blob
-            if reference is not None and not isinstance(fact, UnknownFact):
-                content = await self.log.blobs.get(reference.name)
-                if content is None:
-                    raise LogUnavailable(f"{attached.task_id}: blob {reference.name} is missing")
-                fact = codec.unpack(fact, content)
-            yield recorded.sequence, fact
+            yield recorded.sequence, await self.whole_fact(recorded)
+
+    async def whole_fact(self, recorded: Recorded) -> TaskFact | UnknownFact:
+        """The record's fact, with what is too big for the log. Raises LogUnavailable."""
+        fact, reference = recorded.record.fact, recorded.record.blob
+        if reference is None or isinstance(fact, UnknownFact):
+            return fact
+        content = await self.log.blobs.get(reference.name)
+        if content is None:
+            raise LogUnavailable(f"{recorded.task_id}: blob {reference.name} is missing")
+        return codec.unpack(fact, content)
 
     # --- following ------------------------------------------------------------------------------------------------
 

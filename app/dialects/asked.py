@@ -9,7 +9,9 @@ from litestar import Request
 from litestar.datastructures import State
 
 from app.auth import Principal
+from app.commands import Command
 from app.dialects.native import MAX_WAIT_S
+from app.keys import hashed_key
 from app.problems import BadRequest
 from app.tasks import Cause
 from projections.task import Task
@@ -51,6 +53,12 @@ def idempotency_key(request: Asked) -> str | None:
     if not IDEMPOTENCY_KEY.fullmatch(key):
         raise BadRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
     return key
+
+
+def keyed(request: Asked, command: Command) -> Command:
+    """The command, which a repeat under the same Idempotency-Key does not carry out again. Raises BadRequest."""
+    key = idempotency_key(request)
+    return command if key is None else msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key))
 
 
 def wait_of(request: Asked) -> float | None:

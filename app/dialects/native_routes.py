@@ -17,7 +17,7 @@ from app.auth import Revocations
 from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
 from app.dialects import native_admin
-from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, strictly, wait_of
+from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, known_versions, strictly, wait_of
 from app.dialects.native import (
     MAX_METADATA,
     AgentBody,
@@ -40,7 +40,6 @@ from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
 from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
-from app.keys import hashed_key
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
@@ -265,12 +264,11 @@ async def _answer(
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
     request.user.need("tasks:write")
     task_id = task_id_asked(text)
-    key = idempotency_key(request)
-    keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
-    done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))
+    command = keyed(request, command)
+    done = await tasks.execute(request.user.owner, task_id, command, cause_of(request))
     if isinstance(done, Rejected):
         raise Refused(done)
-    headers = {"Idempotency-Replayed": "true"} if key and done.recorded is None else {}
+    headers = {"Idempotency-Replayed": "true"} if command.key and done.recorded is None else {}
     return await _answer(tasks, done.task, headers)
 
 
