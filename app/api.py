@@ -28,8 +28,9 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes
+from app.dialects import native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
+from app.dialects.shannon_asked import traced
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -50,7 +51,9 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes,)
+EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+VENDORS = (niyra_routes, shannon_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -176,9 +179,8 @@ class Authentication(AbstractAuthenticationMiddleware):
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
     """Every error in the words of the API that it comes from; one that nobody expected is ours, and is logged."""
-    path = str(request.scope["path"]).removeprefix(str(request.scope["root_path"]))
     for vendor in VENDORS:
-        if vendor.answers_for(path):
+        if vendor.answers_for(_path_of(request.scope)):
             return vendor.on_error(request, error)
     problem, headers = problem_of(error)
     if problem.status >= 500 and problem.code == "internal_error":
@@ -214,7 +216,9 @@ def build(rooms: Rooms) -> ASGIApp:
         },
         middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
         exception_handlers={Exception: on_error},
-        cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
+        cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
+        if http.cors_origins
+        else None,
         request_max_body_size=http.max_body_bytes,
         plugins=[OurSchemas(rooms.catalogue.names)],
         openapi_config=OpenAPIConfig(
@@ -247,12 +251,15 @@ class Observed:
         status = 0
         request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
         scope["state"]["request_id"] = request_id
+        names = [(b"x-request-id", request_id.encode())]
+        if shannon_routes.answers_for(_path_of(scope)):
+            names += traced(scope["headers"])
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *names]
             await send(message)
 
         try:
@@ -337,6 +344,10 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
+
+
+def _path_of(scope: Scope) -> str:
+    return str(scope["path"]).removeprefix(str(scope["root_path"]))
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

@@ -1,9 +1,10 @@
 """`Task`, `INITIAL`, `evolve`: one task, folded from its facts. Pure; the only place that knows what a status is."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal, assert_never
 
-from msgspec import Struct
+from msgspec import Struct, convert
 from msgspec.structs import replace
 
 from eventstore.events import (
@@ -159,6 +160,11 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 INITIAL = Task()
+
+
+def metadata_of(task: Task, large: Mapping[str, object]) -> dict[str, Json]:
+    """Its metadata, also where they are among the fields that are too big for it."""
+    return convert(large.get("metadata", task.metadata), dict[str, Json])
 
 
 def follows(recorded: Recorded, task: Task) -> bool:

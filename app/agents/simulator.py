@@ -63,8 +63,8 @@ class Simulator:
         self.limit = limit
 
     def run(self, brief: Brief) -> Work:
-        """Play the scenario in the task's input. Raises AgentFailed (`bad_scenario`) at the first step."""
-        scenario = read_scenario(brief.input)
+        """Play the task's scenario. Raises AgentFailed (`bad_scenario`) at the first step."""
+        scenario = read_scenario(_scenario_of(brief))
         answer: str | None = None
         said: list[str] = []
         if brief.approval_mode != "auto" and not _plans_before_it_acts(scenario):
@@ -112,6 +112,15 @@ class Simulator:
             return step.output
 
         return CallTool(name=step.tool, input=step.input, act=act, read_only=step.read_only)
+
+
+def _scenario_of(brief: Brief) -> Json:
+    """The task's input, or, where a client has only words for an input, its context's `scenario`."""
+    match brief.metadata.get("context"):
+        case {"scenario": scenario}:
+            return scenario
+        case _:
+            return brief.input
 
 
 def _plans_before_it_acts(scenario: Scenario) -> bool:
