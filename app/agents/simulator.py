@@ -40,6 +40,7 @@ from app.agents.scenario import (
     ShowPlan,
     UseTool,
     Wait,
+    object_of,
     read_scenario,
     unrolled,
 )
@@ -116,11 +117,8 @@ class Simulator:
 
 def _scenario_of(brief: Brief) -> Json:
     """The task's input, or, where a client has only words for an input, its context's `scenario`."""
-    match brief.metadata.get("context"):
-        case {"scenario": scenario}:
-            return scenario
-        case _:
-            return brief.input
+    context = object_of(brief.metadata.get("context")) or {}
+    return context.get("scenario", brief.input)
 
 
 def _plans_before_it_acts(scenario: Scenario) -> bool:
