@@ -397,7 +397,13 @@ def _start(command: StartRun, task: Task, *, lost: bool) -> Decision:
 def _review(command: DecideReview, task: Task, *, runnable: bool) -> Decision:
     if task.review is None or task.asked_step is None or command.step not in (None, task.asked_step):
         return _nothing_to_review(command, task)
-    return ReviewDecided(step=task.asked_step, approved=command.approved, feedback=command.feedback, runnable=runnable)
+    return ReviewDecided(
+        step=task.asked_step,
+        approved=command.approved,
+        feedback=command.feedback,
+        runnable=runnable,
+        of_plan=task.plan_awaits_review,
+    )
 
 
 def _nothing_to_review(command: DecideReview, task: Task) -> Rejected:
@@ -408,7 +414,7 @@ def _nothing_to_review(command: DecideReview, task: Task) -> Rejected:
 def _end_early(command: CancelTask | TimeOutTask, task: Task) -> Decision:
     match command:
         case CancelTask(by=by, reason=reason):
-            return TaskCancelled(by=by, reason=reason)
+            return TaskCancelled(by=by, reason=reason, was_paused=task.status == "paused")
         case TimeOutTask(deadline=deadline):
             if deadline == task.deadline:
                 return TaskTimedOut(deadline=deadline)
