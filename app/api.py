@@ -30,7 +30,7 @@ from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
-from app.dialects.shannon_asked import traced
+from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -179,8 +179,9 @@ class Authentication(AbstractAuthenticationMiddleware):
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
     """Every error in the words of the API that it comes from; one that nobody expected is ours, and is logged."""
+    path = str(request.scope["path"]).removeprefix(str(request.scope["root_path"]))
     for vendor in VENDORS:
-        if vendor.answers_for(_path_of(request.scope)):
+        if vendor.answers_for(path):
             return vendor.on_error(request, error)
     problem, headers = problem_of(error)
     if problem.status >= 500 and problem.code == "internal_error":
@@ -232,7 +233,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Tracing(app), rooms.metrics)
 
 
 class Observed:
@@ -251,15 +252,12 @@ class Observed:
         status = 0
         request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
         scope["state"]["request_id"] = request_id
-        names = [(b"x-request-id", request_id.encode())]
-        if shannon_routes.answers_for(_path_of(scope)):
-            names += traced(scope["headers"])
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *names]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -344,10 +342,6 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
-
-
-def _path_of(scope: Scope) -> str:
-    return str(scope["path"]).removeprefix(str(scope["root_path"]))
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

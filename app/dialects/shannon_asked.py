@@ -1,15 +1,12 @@
-"""What the headers of Shannon's requests ask for: ids, traces, idempotency."""
-
-import re
-import secrets
-from collections.abc import Iterable
+"""What Shannon's requests have in common: ids, idempotency keys, what they cost."""
 
 from app.dialects.asked import Asked, idempotency_key
 from app.dialects.shannon import ID
 from app.dialects.shannon_submission import digest_of
 from app.problems import BadRequest
 
-TRACE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+LIMITED = {"limit": "shannon"}
+"""What a route says that costs its caller something."""
 
 
 def checked_id(text: str, what: str = "task ID") -> str:
@@ -30,12 +27,3 @@ def replayed(request: Asked, again: bool) -> dict[str, str]:
     if not again:
         return {}
     return {"X-Idempotency-Cached": "true", "X-Idempotency-Key": request.headers["idempotency-key"]}
-
-
-def traced(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers that name the request's trace, by whatever name it came with, and this answer's span."""
-    given = dict(headers)
-    parts = given.get(b"traceparent", b"").split(b"-")
-    names = [parts[1] if len(parts) > 1 else b"", given.get(b"x-trace-id", b""), given.get(b"x-request-id", b"")]
-    trace_id = next((name for name in names if TRACE.fullmatch(name)), secrets.token_hex(16).encode())
-    return [(b"x-trace-id", trace_id), (b"x-span-id", secrets.token_hex(7).encode())]

@@ -11,6 +11,7 @@ from litestar.types import ControllerRouterHandler
 from app.agents.catalogue import Catalogue
 from app.conversation import earlier_tasks
 from app.decide import Rejected
+from app.dialects import shannon_controls
 from app.dialects.asked import Asked, cause_of, known_versions
 from app.dialects.polling import find, rendered
 from app.dialects.shannon import (
@@ -22,8 +23,9 @@ from app.dialects.shannon import (
     render_submitted,
     stream_url,
 )
-from app.dialects.shannon_asked import checked_id, keyed, replayed
+from app.dialects.shannon_asked import LIMITED, checked_id, keyed, replayed
 from app.dialects.shannon_submission import read_submission, to_command
+from app.dialects.shannon_tracing import PREFIX, is_shannons
 from app.problems import Refused
 from app.tasks import Tasks
 from app.views import Lists
@@ -31,12 +33,10 @@ from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
-PREFIX = "/shannon"
-
 TaskPath = FromPath[str]
 
 
-@post("/api/v1/tasks", status_code=200)
+@post("/api/v1/tasks", status_code=200, opt=LIMITED)
 async def submit(
     request: Asked, tasks: NamedDependency[Tasks], lists: NamedDependency[Lists], catalogue: NamedDependency[Catalogue]
 ) -> Response[bytes]:
@@ -45,7 +45,7 @@ async def submit(
     return Response(render_submitted(task), headers=headers, media_type="application/json")
 
 
-@post("/api/v1/tasks/stream", status_code=201)
+@post("/api/v1/tasks/stream", status_code=201, opt=LIMITED)
 async def submit_and_stream(
     request: Asked, tasks: NamedDependency[Tasks], lists: NamedDependency[Lists], catalogue: NamedDependency[Catalogue]
 ) -> Response[bytes]:
@@ -74,7 +74,7 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     return Response(body, headers=headers, media_type="application/json")
 
 
-HANDLERS: list[ControllerRouterHandler] = [submit, submit_and_stream, get_task]
+HANDLERS: list[ControllerRouterHandler] = [submit, submit_and_stream, get_task, *shannon_controls.HANDLERS]
 """All of Shannon's routes. Its other rooms' handlers are added here."""
 
 
@@ -85,7 +85,7 @@ def routes() -> list[Router]:
 
 def answers_for(path: str) -> bool:
     """Whether whoever asks for this path, also where nothing is, expects Shannon's words."""
-    return f"{path}/".startswith(f"{PREFIX}/")
+    return is_shannons(path)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
