@@ -18,8 +18,8 @@ MAX_SEARCHED = 20_000
 
 class Filter(Struct, frozen=True, kw_only=True):
     """Which tasks: those to which all that is given applies. `q` is found in the title or the input (`title_only`: in
-    the title), whatever its case. Both times are exclusive; statuses None are all of them. `started`: whether a worker has
-    ever taken it."""
+    the title), whatever its case. Both times are exclusive; statuses None are all of them. `started`: whether a worker
+    has ever taken it."""
 
     statuses: frozenset[Status] | None = None
     started: bool | None = None

@@ -15,7 +15,7 @@ from app.dialects.asked import Asked, cause_of
 from app.dialects.native import task_id_of
 from app.dialects.polling import find, task_id_asked
 from app.dialects.shannon import Refusal
-from app.dialects.shannon_asked import LIMITED, checked_id, keyed, replayed
+from app.dialects.shannon_asked import LIMITED, answer, checked_id, keyed, replayed
 from app.dialects.shannon_events import approved_step
 from app.dialects.shannon_submission import read
 from app.keys import hashed_key
@@ -93,7 +93,7 @@ class Told(Struct, kw_only=True):
     status: str = "sent"
 
 
-@get("/api/v1/tasks/{task_id:str}/control-state", opt=LIMITED)
+@get("/api/v1/tasks/{task_id:str}/control-state", opt=LIMITED | {"tells": ControlState})
 async def control_state(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """Whether it is paused or cancelled."""
     request.user.need("tasks:read")
@@ -101,7 +101,7 @@ async def control_state(request: Asked, task_id: TaskPath, tasks: NamedDependenc
     return answer(state_of(attached.task))
 
 
-@post("/api/v1/tasks/{task_id:str}/cancel", status_code=202, opt=LIMITED)
+@post("/api/v1/tasks/{task_id:str}/cancel", status_code=202, opt=LIMITED | {"asks": Reason, "tells": Accepted})
 async def cancel(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """End it, at once. What has ended otherwise is no longer to be cancelled, which is an answer, and no error."""
     command = CancelTask(by=request.user.actor, reason=await _reason(request))
@@ -111,7 +111,7 @@ async def cancel(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks
     return answer(Accepted(success=True, message="Task cancelled successfully"), 202, headers)
 
 
-@post("/api/v1/tasks/{task_id:str}/pause", status_code=202, opt=LIMITED)
+@post("/api/v1/tasks/{task_id:str}/pause", status_code=202, opt=LIMITED | {"asks": Reason, "tells": Accepted})
 async def pause(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """Pause it when its step in hand has ended."""
     asked = task_id_asked(task_id)
@@ -123,7 +123,7 @@ async def pause(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]
     return answer(Accepted(success=True, message="Pause signal sent", task_id=asked), 202, headers)
 
 
-@post("/api/v1/tasks/{task_id:str}/resume", status_code=202, opt=LIMITED)
+@post("/api/v1/tasks/{task_id:str}/resume", status_code=202, opt=LIMITED | {"asks": Reason, "tells": Accepted})
 async def resume(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """Go on with it."""
     asked = task_id_asked(task_id)
@@ -136,7 +136,7 @@ async def resume(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks
     return answer(Accepted(success=True, message="Resume signal sent", task_id=asked), 202, headers)
 
 
-@post("/api/v1/approvals/decision", status_code=200, opt=LIMITED)
+@post("/api/v1/approvals/decision", status_code=200, opt=LIMITED | {"asks": NewDecision, "tells": Decided})
 async def decide(request: Asked, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """Approve, or do not, what awaits it: an agent's question for approval, or a plan."""
     body = read(await request.body(), NewDecision)
@@ -168,7 +168,7 @@ async def decide(request: Asked, tasks: NamedDependency[Tasks]) -> Response[byte
     return answer(decided, headers=headers)
 
 
-@post("/api/v1/swarm/{task_id:str}/message", status_code=200, opt=LIMITED)
+@post("/api/v1/swarm/{task_id:str}/message", status_code=200, opt=LIMITED | {"asks": NewMessage, "tells": Told})
 async def tell(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """Answer what the task asks; if it asks nothing, leave a message in its inbox."""
     content = await request.body()
@@ -192,13 +192,6 @@ async def tell(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks])
 
 
 HANDLERS: list[ControllerRouterHandler] = [control_state, cancel, pause, resume, decide, tell]
-
-
-def answer(body: Struct, status_code: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """As JSON."""
-    return Response(
-        msgspec.json.encode(body), status_code=status_code, headers=headers or {}, media_type="application/json"
-    )
 
 
 def state_of(task: Task) -> ControlState:

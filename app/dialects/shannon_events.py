@@ -5,6 +5,7 @@ an event's `seq` is its fact's version (an ending's later events go on from ther
 counting.
 """
 
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
@@ -18,6 +19,7 @@ from eventstore.events import (
     Json,
     PartialProduced,
     PauseRequested,
+    PlannedStep,
     PlanProposed,
     ReviewDecided,
     ReviewRequested,
@@ -79,6 +81,11 @@ def approved_step(text: str) -> int | None:
     """The step of an `approval_id`; None: it is none."""
     number = text.removeprefix("approval-")
     return int(number) if text != number and number.isascii() and number.isdigit() and len(number) < 10 else None
+
+
+def plan_text(plan: Sequence[PlannedStep]) -> str:
+    """A plan as people read it."""
+    return "\n".join(f"{n}. {step.tool}" + f": {step.why}" * bool(step.why) for n, step in enumerate(plan, 1))
 
 
 def _said(recorded: Recorded, task: Task) -> list[Said]:
@@ -192,7 +199,7 @@ def _step_done(fact: StepFinished) -> Said:
 
 def _planned(fact: PlanProposed) -> Said:
     plan: list[Json] = [{"tool": step.tool, "why": step.why} for step in fact.plan]
-    message = "\n".join(f"{n}. {step.tool}" + f": {step.why}" * bool(step.why) for n, step in enumerate(fact.plan, 1))
+    message = plan_text(fact.plan)
     payload: dict[str, Json] = {"plan": plan, "step": fact.step}
     if not fact.needs_approval:
         return "AGENT_THINKING", message, payload
