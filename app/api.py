@@ -28,11 +28,12 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import nanonets_routes, native_routes, niyra_routes
+from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp import Mcp
+from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
 from app.limits import Budget, Limits
@@ -56,7 +57,9 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes, nanonets_routes)
+EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -248,7 +251,9 @@ def build(rooms: Rooms) -> ASGIApp:
             DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
         ],
         exception_handlers={Exception: on_error},
-        cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
+        cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
+        if http.cors_origins
+        else None,
         request_max_body_size=http.max_body_bytes,
         plugins=[OurSchemas(rooms.catalogue.names)],
         openapi_config=OpenAPIConfig(
@@ -262,7 +267,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Crossroads(Telling(app, rooms.limits, _told_elsewhere), rooms.tokens), rooms.metrics)
+    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens), rooms.metrics)
 
 
 def _told_elsewhere(path: str) -> Budget | None:

@@ -68,17 +68,23 @@ class Principal(Struct, frozen=True, kw_only=True):
 def presented(headers: Headers) -> tuple[Header | None, str | None]:
     """The token that came in a request's headers, and in which: `X-API-Key` beats `Authorization: Bearer`."""
     if key := headers.get("x-api-key"):
-        return "key", key
+        return "key", as_kept(key)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return "bearer", token.strip()
+        return "bearer", as_kept(token.strip())
     return None, None
 
 
 def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
     """The token that came with a request: in a header, or (streams only) the query's `token`."""
     _, token = presented(headers)
-    return token or token_in_query or None
+    return token or (as_kept(token_in_query) if token_in_query else None)
+
+
+def as_kept(secret: str) -> str:
+    """The secret by the name under which it was made: Shannon's clients may write `sk-shannon-x` for `sk_x`."""
+    name = secret.removeprefix("sk-shannon-")
+    return secret if name == secret else f"sk_{name.removeprefix('sk_')}"
 
 
 def principal_of(token: Token, secret: str) -> Principal:
