@@ -90,7 +90,7 @@ class Rooms:
         self.http = http
         self.metrics = tasks.metrics
         self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
-        self.mcp = Mcp(self.calls, http)
+        self.mcp = Mcp(self.calls, limits, self.metrics, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
