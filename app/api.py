@@ -32,6 +32,7 @@ from app.dialects import native_routes, niyra_routes
 from app.dialects.asked import request_id_of
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
+from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.settings import HttpSettings, LogSettings
@@ -76,6 +77,7 @@ class Rooms:
         self.tasks = tasks
         self.tokens = tokens
         self.switches = switches
+        self.issuer = None if http.oauth is None else Issuer(http.oauth)
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
@@ -109,7 +111,7 @@ async def open_rooms(
         try:
             metrics = tasks.metrics
             async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
-                yield Rooms(
+                rooms = Rooms(
                     connection=connection,
                     tasks=tasks,
                     tokens=tokens,
@@ -119,6 +121,11 @@ async def open_rooms(
                     figures=figures,
                     lists=lists,
                 )
+                try:
+                    yield rooms
+                finally:
+                    if rooms.issuer is not None:
+                        await rooms.issuer.close()
         finally:
             await tasks.close()
             await switches.close()
@@ -158,7 +165,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, credentials(request.headers))
+        principal = await authenticate(rooms.tokens, rooms.issuer, credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -169,15 +176,16 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
         super().__init__(app, exclude=["^/docs"])
         self._tokens = tokens
+        self._issuer = issuer
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
         stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
         secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
-        return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
+        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -220,7 +228,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "catalogue": given(rooms.catalogue),
             "signer": given(Signer(rooms.connection)),
         },
-        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
+        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer)],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
         request_max_body_size=http.max_body_bytes,
