@@ -21,8 +21,10 @@ from projections.task import Status, Task
 from tests.api import Api, running
 from tests.dialects.nanonets import AGENTS, RUN, TASKS
 
-OF_A_TASK = [("GET", ""), ("GET", "/summary"), ("GET", "/result"), ("GET", "/messages"), ("POST", "/message")]
-OF_A_TASK += [("POST", "/cancel")]
+OF_A_TASK = [
+    *[("GET", what) for what in ("", "/summary", "/result", "/messages")],
+    *[("POST", what) for what in ("/message", "/cancel")],
+]
 
 
 @pytest.fixture
@@ -57,6 +59,7 @@ MISTAKES: list[Json] = [
     "x",
     None,
 ]
+NO_MESSAGES: list[Json] = [{}, {"message": ""}, {"message": " "}, {"message": 5}, {"text": "x"}, [], None]
 BROKEN = [b"{", b"", b"\xff", b'{"query": "\\ud800"}', b"[" * 90_000, b'{"query": "x" ' + b" " * 100_000 + b"}"]
 DEEP = b'{"query": "x", "output_config": {"output_schema": ' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001 + b"}"
 
@@ -69,7 +72,7 @@ async def test_what_is_asked_wrongly_is_a_bad_request_and_leaves_nothing_behind(
     is_refusal(await api.client.post(RUN, json={"query": "x"}, headers={"Idempotency-Key": "x" * 256}), 400)
     assert await api.arrivals() == []
     task_id = await api.begin()
-    for body in ({}, {"message": ""}, {"message": " "}, {"message": 5}, {"text": "x"}, [], None):
+    for body in NO_MESSAGES:
         is_refusal(await api.client.post(f"{TASKS}/{task_id}/message", json=body), 400)
     for content in BROKEN:
         is_refusal(await api.client.post(f"{TASKS}/{task_id}/message", content=content), 400)
