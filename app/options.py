@@ -123,6 +123,12 @@ WEB = (
     ),
     option("--max-body-bytes", "Larger requests are refused.", MANY, default=HTTP.max_body_bytes),
     option(
+        "--max-upload-bytes",
+        "A form with files may have so many, all together.",
+        MANY,
+        default=HTTP.max_upload_bytes,
+    ),
+    option(
         "--max-stream-bytes",
         "A stream's reader who is further behind is cut off, and resumes.",
         MANY,

@@ -65,6 +65,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = MIB
+    max_upload_bytes: int = 32 * MIB
     max_stream_bytes: int = MIB
     ping_s: float = 15.0
     max_attached: int = 10_000
