@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Coroutine
 
 import structlog
+from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Scope, Send
 
 from app.attached import Attached, Cut, Reader
@@ -27,6 +28,8 @@ RETRY = b"retry: 1000\n\n"
 ABORT = "tasktrail.abort"
 """The ASGI extension by which our server lets a response drop its connection."""
 LINGER_S = 2.0
+LEFT = (OSError, WebSocketDisconnect)
+"""What a socket raises when its client has left."""
 
 
 def frame(recorded: Recorded) -> bytes:
@@ -138,7 +141,7 @@ class TaskStream:
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task_id, why=why)
             abort_later(scope)
-            with contextlib.suppress(OSError, TimeoutError):  # it is gone, or takes nothing
+            with contextlib.suppress(*LEFT):  # (or takes nothing)
                 await self._carrier.cut(send)
 
     async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
@@ -158,6 +161,8 @@ class TaskStream:
             return str(cut)
         except TimeoutError:
             return "stalled"
+        except LEFT:
+            return None
         except LogError as error:
             log.warning("stream.unreadable", task_id=self._task_id, error=str(error))
             return "unreadable"

@@ -4,6 +4,8 @@ import re
 import secrets
 from collections.abc import Iterable
 
+from litestar.datastructures import MultiDict
+
 from app.dialects.asked import Asked, idempotency_key
 from app.dialects.shannon import ID
 from app.dialects.shannon_submission import digest_of
@@ -17,6 +19,11 @@ def checked_id(text: str, what: str = "task ID") -> str:
     if not ID.fullmatch(text):
         raise BadRequest(f"Invalid {what} format")
     return text
+
+
+def query_token(query: MultiDict[str]) -> str | None:
+    """The token in the query, by either name: for streams only."""
+    return query.get("api_key") or query.get("token")
 
 
 def keyed(request: Asked, content: bytes) -> str | None:

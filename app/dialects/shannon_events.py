@@ -19,6 +19,7 @@ from eventstore.events import (
     PartialProduced,
     PauseRequested,
     PlanProposed,
+    Record,
     ReviewDecided,
     ReviewRequested,
     RunFailed,
@@ -38,7 +39,6 @@ from eventstore.events import (
     Usage,
 )
 from eventstore.log import Recorded
-from projections.task import Task
 
 MAX_MESSAGE = 2_000
 """Characters of a message that repeats what the payload holds whole."""
@@ -47,9 +47,9 @@ Said = tuple[RawType, str, dict[str, Json]]
 """An event's type, message and payload."""
 
 
-def events_of(recorded: Recorded, task: Task) -> list[Event]:
-    """The events of one fact, in order. `task` is its task, then or later: what is read of it does not change, or not
-    after its end. Where large fields went to a blob, the payload's `blob` names it."""
+def events_of(recorded: Recorded, agent: str, usage: Usage | None) -> list[Event]:
+    """The events of one fact, in order. `agent` is its task's, and `usage` what the task used: it is read at the end
+    only. Where large fields went to a blob, the payload's `blob` names it."""
     record = recorded.record
     blob: dict[str, Json] = {}
     if record.blob is not None:
@@ -59,14 +59,14 @@ def events_of(recorded: Recorded, task: Task) -> list[Event]:
         Event(
             workflow_id=recorded.task_id,
             type=kind,
-            agent_id=task.agent,
+            agent_id=agent,
             message=message,
             payload=payload if kind == "STREAM_END" else payload | blob,
             timestamp=record.at,
             seq=record.version + index,
             stream_id=event_id(recorded, index),
         )
-        for index, (kind, message, payload) in enumerate(_said(recorded, task))
+        for index, (kind, message, payload) in enumerate(_said(recorded, usage))
     ]
 
 
@@ -81,7 +81,7 @@ def approved_step(text: str) -> int | None:
     return int(number) if text != number and number.isascii() and number.isdigit() and len(number) < 10 else None
 
 
-def _said(recorded: Recorded, task: Task) -> list[Said]:
+def _said(recorded: Recorded, usage: Usage | None) -> list[Said]:
     """Exactly one, but for an ending: `seq` counts on it."""
     fact, version = recorded.record.fact, recorded.record.version
     match fact:
@@ -128,19 +128,20 @@ def _said(recorded: Recorded, task: Task) -> list[Said]:
                 return [("PROGRESS", f"Run {run} was given back", {"run": run})]
             return [("ERROR_RECOVERY", error.message or error.code, {"run": run, "code": error.code})]
         case TaskCompleted() | TaskFailed() | TaskCancelled() | TaskTimedOut():
-            return [*_ended(fact, task, version), ("STREAM_END", "Done", {})]
+            return [*_ended(fact, recorded.record, usage), ("STREAM_END", "Done", {})]
         case UnknownFact(tag=tag):
             return [("STATUS_UPDATE", tag, {})]
         case _:
             assert_never(fact)
 
 
-def _ended(fact: Ending, task: Task, version: int) -> list[Said]:
+def _ended(fact: Ending, record: Record, usage: Usage | None) -> list[Said]:
     match fact:
         case TaskCompleted(result=result):
             done: list[Said] = [("AGENT_COMPLETED", "Agent finished", {}), ("WORKFLOW_COMPLETED", "All done", {})]
-            large = "result" in task.blobs
-            return [("LLM_OUTPUT", result or "", _cost(task.usage)), *done] if result is not None or large else done
+            if result is None and record.blob is None:
+                return done
+            return [("LLM_OUTPUT", result or "", _cost(usage)), *done]
         case TaskFailed(code=code, message=message):
             failed: dict[str, Json] = {"code": code}
             text = message or code
@@ -148,7 +149,7 @@ def _ended(fact: Ending, task: Task, version: int) -> list[Said]:
             failed = {"code": "timeout", "deadline": deadline.isoformat()}
             text = "Not done by its deadline"
         case TaskCancelled(reason=reason, was_paused=was_paused):
-            ended: dict[str, Json] = {"checkpoint": f"version-{version}", "was_paused": was_paused}
+            ended: dict[str, Json] = {"checkpoint": f"version-{record.version}", "was_paused": was_paused}
             return [
                 ("WORKFLOW_CANCELLING", reason or "Cancelling workflow", {}),
                 ("WORKFLOW_CANCELLED", reason or "Workflow cancelled", ended),

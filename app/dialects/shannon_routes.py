@@ -11,6 +11,7 @@ from litestar.types import ControllerRouterHandler
 from app.agents.catalogue import Catalogue
 from app.conversation import earlier_tasks
 from app.decide import Rejected
+from app.dialects import shannon_stream_routes, shannon_ws
 from app.dialects.asked import Asked, cause_of, known_versions
 from app.dialects.polling import find, rendered
 from app.dialects.shannon import (
@@ -32,6 +33,8 @@ from projections.task import Task
 log = structlog.stdlib.get_logger()
 
 PREFIX = "/shannon"
+STREAMS = f"{PREFIX}/api/v1/stream/"
+"""Where a token may come in the query."""
 
 TaskPath = FromPath[str]
 
@@ -74,7 +77,13 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     return Response(body, headers=headers, media_type="application/json")
 
 
-HANDLERS: list[ControllerRouterHandler] = [submit, submit_and_stream, get_task]
+HANDLERS: list[ControllerRouterHandler] = [
+    submit,
+    submit_and_stream,
+    get_task,
+    *shannon_stream_routes.HANDLERS,
+    *shannon_ws.HANDLERS,
+]
 """All of Shannon's routes. Its other rooms' handlers are added here."""
 
 
