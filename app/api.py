@@ -30,7 +30,8 @@ from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
-from app.dialects.shannon_asked import query_token, traced
+from app.dialects.shannon_asked import query_token
+from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -179,8 +180,9 @@ class Authentication(AbstractAuthenticationMiddleware):
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
     """Every error in the words of the API that it comes from; one that nobody expected is ours, and is logged."""
+    path = str(request.scope["path"]).removeprefix(str(request.scope["root_path"]))
     for vendor in VENDORS:
-        if vendor.answers_for(_path_of(request.scope)):
+        if vendor.answers_for(path):
             return vendor.on_error(request, error)
     problem, headers = problem_of(error)
     if problem.status >= 500 and problem.code == "internal_error":
@@ -233,7 +235,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Tracing(app), rooms.metrics)
 
 
 class Observed:
@@ -252,15 +254,12 @@ class Observed:
         status = 0
         request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
         scope["state"]["request_id"] = request_id
-        names = [(b"x-request-id", request_id.encode())]
-        if shannon_routes.answers_for(_path_of(scope)):
-            names += traced(scope["headers"])
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *names]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -350,15 +349,12 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
 
 def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above
     """On streams only: whoever opens one may have no way to send a header."""
-    path, query = _path_of(connection.scope), connection.query_params
+    path = str(connection.scope["path"]).removeprefix(str(connection.scope["root_path"]))
+    query = connection.query_params
     if path.startswith(shannon_routes.STREAMS):
         return query_token(query)
     stream = path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
     return query.get("token") if stream else None
-
-
-def _path_of(scope: Scope) -> str:
-    return str(scope["path"]).removeprefix(str(scope["root_path"]))
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

@@ -63,6 +63,7 @@ Reason = Literal[
     "ended",
     "stale_run",
     "not_waiting",
+    "moved_on",
     "not_runnable",
     "out_of_order",
     "deadline_moved",
@@ -86,6 +87,8 @@ def decide(command: Command, task: Task) -> Decision:
         return Rejected("written_by_newer_release", f"{task.unknown} is unknown to this release")
     if command.key is not None and command.key in task.keys and not isinstance(command, CreateTask):
         return None
+    if command.at_version not in (None, task.version):
+        return Rejected("moved_on", f"the task is at version {task.version}, not {command.at_version}")
     match task.status:
         case "absent":
             decision = _create(command) if isinstance(command, CreateTask) else Rejected("not_found", "no such task")

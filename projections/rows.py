@@ -148,6 +148,7 @@ def _changing(now: Folding, body: bytes) -> Values:
     task = now.task
     return {
         "status": task.status,
+        "started": task.started_at is not None,
         "updated_at": 0 if task.updated_at is None else micros(task.updated_at),
         "ended_at": None if task.ended_at is None else micros(task.ended_at),
         "sequence": task.sequence,

@@ -1,17 +1,20 @@
-"""What the headers of Shannon's requests ask for: ids, traces, idempotency."""
+"""What Shannon's requests have in common: ids, idempotency keys, what they cost."""
 
 import re
-import secrets
-from collections.abc import Iterable
 
+import msgspec
+from litestar import Response
 from litestar.datastructures import MultiDict
+from msgspec import Struct
 
 from app.dialects.asked import Asked, idempotency_key
 from app.dialects.shannon import ID
 from app.dialects.shannon_submission import digest_of
 from app.problems import BadRequest
 
-TRACE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+DIGITS = re.compile(r"[0-9]{1,18}")
+LIMITED: dict[str, object] = {"limit": "shannon"}
+"""What a route says that costs its caller something."""
 
 
 def checked_id(text: str, what: str = "task ID") -> str:
@@ -26,6 +29,23 @@ def query_token(query: MultiDict[str]) -> str | None:
     return query.get("api_key") or query.get("token")
 
 
+def number_of(request: Asked, name: str, default: int, *, low: int, high: int | None = None) -> int:
+    """A number of the query, which is refused rather than corrected. Raises BadRequest."""
+    said = request.query_params.get(name)
+    if said is None or said == "":
+        return default
+    if not DIGITS.fullmatch(said) or int(said) < low or (high is not None and int(said) > high):
+        raise BadRequest(f"Invalid {name} parameter")
+    return int(said)
+
+
+def answer(body: Struct, status_code: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """As JSON."""
+    return Response(
+        msgspec.json.encode(body), status_code=status_code, headers=headers or {}, media_type="application/json"
+    )
+
+
 def keyed(request: Asked, content: bytes) -> str | None:
     """What stands for this wish: the key and the body, since another body is another wish. Raises BadRequest."""
     key = idempotency_key(request) if request.headers.get("idempotency-key") else None
@@ -37,12 +57,3 @@ def replayed(request: Asked, again: bool) -> dict[str, str]:
     if not again:
         return {}
     return {"X-Idempotency-Cached": "true", "X-Idempotency-Key": request.headers["idempotency-key"]}
-
-
-def traced(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers that name the request's trace, by whatever name it came with, and this answer's span."""
-    given = dict(headers)
-    parts = given.get(b"traceparent", b"").split(b"-")
-    names = [parts[1] if len(parts) > 1 else b"", given.get(b"x-trace-id", b""), given.get(b"x-request-id", b"")]
-    trace_id = next((name for name in names if TRACE.fullmatch(name)), secrets.token_hex(16).encode())
-    return [(b"x-trace-id", trace_id), (b"x-span-id", secrets.token_hex(7).encode())]

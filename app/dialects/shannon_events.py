@@ -5,6 +5,7 @@ an event's `seq` is its fact's version (an ending's later events go on from ther
 counting.
 """
 
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
@@ -18,6 +19,7 @@ from eventstore.events import (
     Json,
     PartialProduced,
     PauseRequested,
+    PlannedStep,
     PlanProposed,
     Record,
     ReviewDecided,
@@ -39,6 +41,7 @@ from eventstore.events import (
     Usage,
 )
 from eventstore.log import Recorded
+from projections.task import Task
 
 MAX_MESSAGE = 2_000
 """Characters of a message that repeats what the payload holds whole."""
@@ -47,9 +50,14 @@ Said = tuple[RawType, str, dict[str, Json]]
 """An event's type, message and payload."""
 
 
-def events_of(recorded: Recorded, agent: str, usage: Usage | None) -> list[Event]:
-    """The events of one fact, in order. `agent` is its task's, and `usage` what the task used: it is read at the end
-    only. Where large fields went to a blob, the payload's `blob` names it."""
+def events_of(recorded: Recorded, task: Task) -> list[Event]:
+    """The events of one fact, in order. `task` is its task, then or later: what is read of it does not change, or not
+    after its end. Where large fields went to a blob, the payload's `blob` names it."""
+    return events_by(recorded, task.agent, task.usage)
+
+
+def events_by(recorded: Recorded, agent: str, usage: Usage | None) -> list[Event]:
+    """The same, by what is read of the task: its agent, and, at the end only, what it used."""
     record = recorded.record
     blob: dict[str, Json] = {}
     if record.blob is not None:
@@ -79,6 +87,11 @@ def approved_step(text: str) -> int | None:
     """The step of an `approval_id`; None: it is none."""
     number = text.removeprefix("approval-")
     return int(number) if text != number and number.isascii() and number.isdigit() and len(number) < 10 else None
+
+
+def plan_text(plan: Sequence[PlannedStep]) -> str:
+    """A plan as people read it."""
+    return "\n".join(f"{n}. {step.tool}" + f": {step.why}" * bool(step.why) for n, step in enumerate(plan, 1))
 
 
 def _said(recorded: Recorded, usage: Usage | None) -> list[Said]:
@@ -193,7 +206,7 @@ def _step_done(fact: StepFinished) -> Said:
 
 def _planned(fact: PlanProposed) -> Said:
     plan: list[Json] = [{"tool": step.tool, "why": step.why} for step in fact.plan]
-    message = "\n".join(f"{n}. {step.tool}" + f": {step.why}" * bool(step.why) for n, step in enumerate(fact.plan, 1))
+    message = plan_text(fact.plan)
     payload: dict[str, Json] = {"plan": plan, "step": fact.step}
     if not fact.needs_approval:
         return "AGENT_THINKING", message, payload

@@ -11,20 +11,24 @@ from litestar.types import ControllerRouterHandler
 from app.agents.catalogue import Catalogue
 from app.conversation import earlier_tasks
 from app.decide import Rejected
-from app.dialects import shannon_stream_routes, shannon_ws
+from app.dialects import shannon_about, shannon_controls, shannon_review, shannon_stream_routes, shannon_ws
 from app.dialects.asked import Asked, cause_of, known_versions
 from app.dialects.polling import find, rendered
 from app.dialects.shannon import (
     RETRY_AFTER_S,
     Streamable,
+    Submitted,
+    TaskBody,
     identified,
     refusal_of,
     render,
     render_submitted,
     stream_url,
 )
-from app.dialects.shannon_asked import checked_id, keyed, replayed
-from app.dialects.shannon_submission import read_submission, to_command
+from app.dialects.shannon_asked import LIMITED, checked_id, keyed, replayed
+from app.dialects.shannon_lists import list_tasks
+from app.dialects.shannon_submission import Submission, read_submission, to_command
+from app.dialects.shannon_tracing import PREFIX, is_shannons
 from app.problems import Refused
 from app.tasks import Tasks
 from app.views import Lists
@@ -32,14 +36,13 @@ from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
-PREFIX = "/shannon"
 STREAMS = f"{PREFIX}/api/v1/stream/"
 """Where a token may come in the query."""
 
 TaskPath = FromPath[str]
 
 
-@post("/api/v1/tasks", status_code=200)
+@post("/api/v1/tasks", status_code=200, opt=LIMITED | {"asks": Submission, "tells": Submitted})
 async def submit(
     request: Asked, tasks: NamedDependency[Tasks], lists: NamedDependency[Lists], catalogue: NamedDependency[Catalogue]
 ) -> Response[bytes]:
@@ -48,7 +51,7 @@ async def submit(
     return Response(render_submitted(task), headers=headers, media_type="application/json")
 
 
-@post("/api/v1/tasks/stream", status_code=201)
+@post("/api/v1/tasks/stream", status_code=201, opt=LIMITED | {"asks": Submission, "tells": Streamable})
 async def submit_and_stream(
     request: Asked, tasks: NamedDependency[Tasks], lists: NamedDependency[Lists], catalogue: NamedDependency[Catalogue]
 ) -> Response[bytes]:
@@ -60,7 +63,7 @@ async def submit_and_stream(
     return Response(body, status_code=201, headers=headers, media_type="application/json")
 
 
-@get("/api/v1/tasks/{task_id:str}")
+@get("/api/v1/tasks/{task_id:str}", opt={"tells": TaskBody})
 async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("tasks:read")
@@ -77,10 +80,17 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     return Response(body, headers=headers, media_type="application/json")
 
 
+@get("/openapi.json", opt=shannon_about.OPEN)
+async def openapi() -> Response[bytes]:
+    """This description."""
+    return Response(shannon_about.description(HANDLERS), media_type="application/json")
+
+
 HANDLERS: list[ControllerRouterHandler] = [
-    submit,
-    submit_and_stream,
-    get_task,
+    *(submit, submit_and_stream, list_tasks, get_task),
+    *shannon_controls.HANDLERS,
+    *shannon_review.HANDLERS,
+    *(shannon_about.health, shannon_about.readiness, openapi),
     *shannon_stream_routes.HANDLERS,
     *shannon_ws.HANDLERS,
 ]
@@ -94,7 +104,7 @@ def routes() -> list[Router]:
 
 def answers_for(path: str) -> bool:
     """Whether whoever asks for this path, also where nothing is, expects Shannon's words."""
-    return f"{path}/".startswith(f"{PREFIX}/")
+    return is_shannons(path)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:

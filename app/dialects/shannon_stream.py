@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from app.attached import Attached
-from app.dialects.shannon_events import events_of
+from app.dialects.shannon_events import events_by
 from app.dialects.shannon_frames import Event, raw, sse_frame, wanted
 from app.feed import PING, RETRY
 from app.following import history_page
@@ -136,4 +136,4 @@ class ShannonWords:
 
 @lru_cache(maxsize=SHARED)
 def _told(recorded: Recorded, agent: str, usage: Usage | None, voice: Voice) -> tuple[tuple[Event, bytes], ...]:
-    return tuple((event, voice.says(event)) for event in events_of(recorded, agent, usage))
+    return tuple((event, voice.says(event)) for event in events_by(recorded, agent, usage))

@@ -16,11 +16,11 @@ from app.auth import Principal, Revocations
 from app.dialects.asked import Asked
 from app.dialects.polling import find
 from app.dialects.shannon import ID, Refusal
-from app.dialects.shannon_asked import checked_id
+from app.dialects.shannon_asked import LIMITED, answer, checked_id, number_of
 from app.dialects.shannon_events import events_of
 from app.dialects.shannon_frames import UNSTORED, raw
 from app.dialects.shannon_stream import SSE, Position, ShannonWords, position_of
-from app.dialects.shannon_timeline import Timeline, TimelineEvent, timeline_of
+from app.dialects.shannon_timeline import Persisted, Stats, Timeline, TimelineEvent, timeline_of
 from app.feed import Streams, TaskStream
 from app.following import history_page
 from app.problems import BadRequest, NotFound
@@ -43,16 +43,16 @@ class Following(Struct, frozen=True):
     position: Position
 
 
-@get("/api/v1/tasks/{task_id:str}/events")
+@get("/api/v1/tasks/{task_id:str}/events", opt=LIMITED)
 async def get_events(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """The task's events but for the pieces of its text, oldest first, a page of them."""
     request.user.need("tasks:read")
-    limit = number_of(request.query_params, "limit", default=50, least=1, most=200)
-    offset = number_of(request.query_params, "offset", default=0, least=0, most=10**9)
+    limit = number_of(request, "limit", 50, low=1, high=200)
+    offset = number_of(request, "offset", 0, low=0)
     attached, _ = await find(tasks, request.user, checked_id(task_id))
     found, size, passed = list[bytes](), 0, 0
     async for recorded in history(tasks, attached):
-        for event in events_of(recorded, attached.task.agent, attached.task.usage):
+        for event in events_of(recorded, attached.task):
             if event.type in UNSTORED:
                 continue
             passed += 1
@@ -64,7 +64,7 @@ async def get_events(request: Asked, task_id: TaskPath, tasks: NamedDependency[T
     return _page(found)
 
 
-@get("/api/v1/tasks/{task_id:str}/timeline")
+@get("/api/v1/tasks/{task_id:str}/timeline", opt={"tells": Timeline})
 async def get_timeline(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """The task's life as a workflow engine would tell it. All of it is kept in any case: to `persist` does nothing."""
     request.user.need("tasks:read")
@@ -76,10 +76,8 @@ async def get_timeline(request: Asked, task_id: TaskPath, tasks: NamedDependency
         size += len(recorded.stored)
         events += timeline_of(recorded, full=full, payload=payloads and size <= MAX_PAGE_BYTES)
     if asked.get("persist") == "true":
-        accepted = {"status": "accepted", "workflow_id": attached.task_id, "count": len(events)}
-        return Response(msgspec.json.encode(accepted), status_code=202, media_type="application/json")
-    told = Timeline.of(attached.task_id, events, mode="full" if full else "summary")
-    return Response(msgspec.json.encode(told), media_type="application/json")
+        return answer(Persisted(workflow_id=attached.task_id, count=len(events)), 202)
+    return answer(Timeline(attached.task_id, events, Stats(len(events), "full" if full else "summary")))
 
 
 @get("/api/v1/tasks/{task_id:str}/stream")
@@ -158,15 +156,6 @@ async def history(tasks: Tasks, attached: Attached) -> AsyncGenerator[Recorded]:
         for recorded in await history_page(tasks.log, attached, after, up_to):
             after = recorded.sequence
             yield recorded
-
-
-def number_of(query: Query, name: str, *, default: int, least: int, most: int) -> int:
-    """Raises BadRequest: what is out of its range is not moved into it."""
-    text = query.get(name) or str(default)
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else -1
-    if not least <= number <= most:
-        raise BadRequest(f"Invalid {name} parameter")
-    return number
 
 
 def _page(found: list[bytes]) -> Response[bytes]:

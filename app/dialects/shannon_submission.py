@@ -1,6 +1,7 @@
 """What Shannon's clients submit: the wire struct, the rules of each field, and the wish in the domain's words."""
 
 import hashlib
+from typing import TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -44,14 +45,22 @@ class Submission(Struct, kw_only=True):
     skill: str | None = None
 
 
-def read_submission(content: bytes) -> Submission:
-    """Raises BadRequest."""
+Body = TypeVar("Body", bound=Struct)
+
+
+def read(content: bytes, form: type[Body]) -> Body:
+    """What a body says; of what type it says it is does not matter. Raises BadRequest."""
     try:
-        body = msgspec.json.decode(content, type=Submission)
+        return msgspec.json.decode(content, type=form)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"Invalid request body: {error}") from error
     except RecursionError as error:
         raise BadRequest("Invalid request body: nested too deeply") from error
+
+
+def read_submission(content: bytes) -> Submission:
+    """Raises BadRequest."""
+    body = read(content, Submission)
     if body.context is not None and nested_over(list(body.context.values()), MAX_DEPTH + 1):
         raise BadRequest(f"Invalid request body: context is nested more than {MAX_DEPTH} levels deep")
     return body

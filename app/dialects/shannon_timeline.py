@@ -80,9 +80,13 @@ class Timeline(Struct):
     events: list[TimelineEvent]
     stats: Stats
 
-    @classmethod
-    def of(cls, workflow_id: str, events: list[TimelineEvent], *, mode: Literal["summary", "full"]) -> "Timeline":
-        return cls(workflow_id, events, Stats(len(events), mode))
+
+class Persisted(Struct, kw_only=True):
+    """To keep it was asked for; it is kept in any case."""
+
+    status: Literal["accepted"] = "accepted"
+    workflow_id: str
+    count: int
 
 
 def timeline_of(recorded: Recorded, *, full: bool, payload: bool) -> list[TimelineEvent]:

@@ -57,13 +57,12 @@ class Shannon(Struct):
     async def until(self, task_id: str, *statuses: str) -> dict[str, Json]:
         """The body once the task has (one of) these statuses of our own API."""
         async with asyncio.timeout(SOON_S):
-            version = ""
+            headers = dict[str, str]()
             while True:
-                headers = {"Prefer": "wait=10"} | ({"If-None-Match": version} if version else {})
                 answer = await self.api.client.get(f"/tasks/{task_id}", headers=headers)
-                version = answer.headers["ETag"]
                 if answer.status_code == 200 and answer.json()["status"] in statuses:
                     return await self.get(task_id)
+                headers = {"Prefer": "wait=10", "If-None-Match": answer.headers["ETag"]}
 
     async def ended(self, task_id: str) -> dict[str, Json]:
         """The body once the task has ended."""

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import pytest
 
 from eventstore.connection import NatsAddress
@@ -60,3 +61,31 @@ async def test_submitting_to_stream_says_where(shannon: Shannon):
     assert body == {"workflow_id": body["task_id"], "task_id": body["task_id"], "stream_url": url}
     assert answer.headers["Link"] == f"<{url}>; rel=stream"
     assert (answer.headers["X-Workflow-ID"], answer.headers["X-Session-ID"]) == (body["task_id"], "s 1")
+
+
+async def test_every_status_has_its_word(shannon: Shannon):
+    failed = await shannon.begun({"fail": {"code": "no_luck", "message": "LLM service unavailable"}})
+    asking = await shannon.begun({"ask": "Which?"}, {"complete": "{answer}"})
+    reviewed = await shannon.begun({"review": "Send it?"}, {"complete": "sent"})
+    paused = await shannon.begun({"ask": "Which?"})
+    assert (await shannon.until(asking, "waiting_for_input"))["status"] == "TASK_STATUS_RUNNING"
+    assert (await shannon.until(reviewed, "awaiting_review"))["status"] == "TASK_STATUS_RUNNING"
+    await shannon.until(paused, "waiting_for_input")
+    assert (await shannon.post(paused, "pause")).status_code == 202
+    assert (await shannon.get(paused))["status"] == "TASK_STATUS_PAUSED"
+    body = await shannon.ended(failed)
+    assert body.keys() >= ALWAYS
+    assert (body["status"], body["error"]) == ("TASK_STATUS_FAILED", "LLM service unavailable")
+    assert (body["result"], body["response"]) == ("", None)
+    assert (await shannon.post(asking, "cancel")).json()["success"] is True
+    cancelled = await shannon.get(asking)
+    assert (cancelled["status"], cancelled["error"]) == ("TASK_STATUS_CANCELLED", "")
+
+
+async def test_health_and_the_routes_are_told_to_anybody(shannon: Shannon):
+    async with httpx.AsyncClient(base_url=shannon.address) as anybody:
+        for path, status in (("/health", "healthy"), ("/readiness", "ready")):
+            answer = await anybody.get(path)
+            assert (answer.status_code, answer.json()["status"]) == (200, status)
+        told = (await anybody.get("/openapi.json")).json()
+    assert {"/api/v1/tasks", "/api/v1/tasks/{task_id}/cancel", "/health"} <= told["paths"].keys()
