@@ -123,7 +123,7 @@ def test_old_records_are_folded_whatever_they_say() -> None:
     for number, record in enumerate(read(line) for line in LINES if b'"type":"session.' in line):
         assert isinstance(record, SessionRecord)
         folded = session.evolve(folded, record, sequence=number, sha256="")
-    assert (folded.title, folded.deleted, folded.unknown) == ("Tides", True, None)
+    assert (folded.title, folded.deleted, folded.unknown) == ("Neap tides", True, None)
 
 
 def test_every_fact_and_field_has_a_released_example() -> None:
