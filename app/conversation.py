@@ -1,6 +1,7 @@
 """What an agent is told of its conversation: which earlier tasks, settled at creation, and what they said."""
 
 from app.agents.agent import Exchange
+from app.sessions import seen
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.events import Owner, TaskId
@@ -16,10 +17,12 @@ async def earlier_tasks(tasks: Tasks, lists: Lists, owner: Owner, session_id: st
     """The conversation's last tasks that have ended, oldest first: what ended never changes, so their ids are enough to
     tell every run of the next task the same. Raises LogUnavailable, ViewsUnavailable.
     """
-    # Whoever has just been told an answer goes on from it: the views must have it too.
-    await tasks.tail.catch_up()
-    await lists.reach(tasks.tail.position)
-    page = await lists.page(owner, Filter(session_id=session_id, statuses=ENDED), after=None, limit=MAX_EARLIER)
+    view = await seen(tasks, lists, owner, session_id)
+    if view is None:
+        return ()
+    # What was before a deletion is not told again.
+    wanted = Filter(session_id=session_id, statuses=ENDED, above=view.session.deletion)
+    page = await lists.page(owner, wanted, after=None, limit=MAX_EARLIER)
     return tuple(task.task_id for task in reversed(page.tasks))
 
 

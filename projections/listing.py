@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, Table, func, or_, select, union_al
 
 from eventstore.events import Owner
 from projections.database import BadCursor
-from projections.schema import indexed, micros, searched
+from projections.schema import indexed, micros, searched, session_key
 from projections.task import Status
 
 MAX_SEARCHED = 20_000
@@ -18,7 +18,8 @@ MAX_SEARCHED = 20_000
 
 class Filter(Struct, frozen=True, kw_only=True):
     """Which tasks: those to which all that is given applies. `q` is found in the title or the input (`title_only`: in
-    the title), whatever its case. Both times are exclusive; statuses None are all of them."""
+    the title), whatever its case. Both times are exclusive; statuses None are all of them; `above`: those whose first
+    fact has a higher sequence."""
 
     statuses: frozenset[Status] | None = None
     agent: str | None = None
@@ -27,6 +28,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     created_before: datetime | None = None
     q: str | None = None
     title_only: bool = False
+    above: int = 0
 
 
 EVERYTHING = Filter()
@@ -141,7 +143,7 @@ class Listing:
         c, wanted = self._c, self._wanted
         conditions = [c.owner == self._owner, c.created > between.low, c.created < between.high]
         if wanted.session_id is not None:
-            conditions.append(c.session_id == indexed(wanted.session_id))
+            conditions.append(c.session_id == session_key(wanted.session_id))
         if wanted.created_after is not None:
             conditions.append(c.created_at > micros(wanted.created_after))
         if wanted.created_before is not None:

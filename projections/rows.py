@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, TaskId
 from eventstore.log import Recorded
-from projections.schema import body_of, indexed, micros, searched, task_of, text_of
+from projections.schema import body_of, indexed, micros, searched, session_key, task_of, text_of
 from projections.task import INITIAL, Task, evolve, follows
 
 AT_ONCE = 500
@@ -32,12 +32,13 @@ class Control(Struct, frozen=True):
 
 
 class Folding(Struct):
-    """A task while a batch is folded. `created` is its place in the lists, and its row's key; `bytes` its row's;
-    `whole`: no record of it was left out."""
+    """A task while a batch is folded, and what it was before. `created` is its place in the lists, and its row's key;
+    `bytes` its row's; `whole`: no record of it was left out."""
 
     created: int
     task: Task
     whole: bool
+    before: Task
     new: bool = False
     begun_at: int = 0
     bytes: int = 0
@@ -65,7 +66,7 @@ class Rows:
             if now is None:
                 kept = self._held.get(key) or stored.get(key) or (one.sequence, INITIAL, True)
                 new = kept[1].version == 0
-                now = folding[key] = Folding(*kept, new=new, begun_at=micros(one.record.at))
+                now = folding[key] = Folding(*kept, kept[1], new=new, begun_at=micros(one.record.at))
             if one.sequence > now.task.sequence:
                 now.whole = now.whole and follows(one, now.task)
                 now.task = evolve(now.task, one)
@@ -128,7 +129,7 @@ def _fixed(task: Task) -> Values:
     """What a task's first fact says, and none later."""
     return {
         "agent": indexed(task.agent),
-        "session_id": None if task.session_id is None else indexed(task.session_id),
+        "session_id": None if task.session_id is None else session_key(task.session_id),
         "title": searched(task.title or ""),
         "input_text": searched(text_of(task.input)),
     }
