@@ -28,8 +28,9 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes
+from app.dialects import native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
+from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
@@ -50,7 +51,9 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes,)
+EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+VENDORS = (niyra_routes, shannon_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -214,7 +217,9 @@ def build(rooms: Rooms) -> ASGIApp:
         },
         middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
         exception_handlers={Exception: on_error},
-        cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
+        cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
+        if http.cors_origins
+        else None,
         request_max_body_size=http.max_body_bytes,
         plugins=[OurSchemas(rooms.catalogue.names)],
         openapi_config=OpenAPIConfig(
@@ -228,7 +233,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Tracing(app), rooms.metrics)
 
 
 class Observed:

@@ -51,11 +51,17 @@ class Principal(Struct, frozen=True, kw_only=True):
 def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
     """The token that came with a request: `X-API-Key`, a bearer token, or (streams only) the query's `token`."""
     if key := headers.get("x-api-key"):
-        return key
+        return as_kept(key)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return token_in_query or None
+        return as_kept(token.strip())
+    return as_kept(token_in_query) if token_in_query else None
+
+
+def as_kept(secret: str) -> str:
+    """The secret by the name under which it was made: Shannon's clients may write `sk-shannon-x` for `sk_x`."""
+    name = secret.removeprefix("sk-shannon-")
+    return secret if name == secret else f"sk_{name.removeprefix('sk_')}"
 
 
 def principal_of(token: Token, secret: str) -> Principal:

@@ -1,11 +1,11 @@
 """What an agent is told of its conversation: which earlier tasks, settled at creation, and what they said."""
 
 from app.agents.agent import Exchange
-from app.sessions import seen
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.events import Owner, TaskId
 from projections.listing import Filter
+from projections.session import SessionView
 from projections.task import ENDED, Task
 
 MAX_EARLIER = 20
@@ -22,8 +22,21 @@ async def earlier_tasks(tasks: Tasks, lists: Lists, owner: Owner, session_id: st
         return ()
     # What was before a deletion is not told again.
     wanted = Filter(session_id=session_id, statuses=ENDED, above=view.session.deletion)
-    page = await lists.page(owner, wanted, after=None, limit=MAX_EARLIER)
+    page = await lists.page(owner, wanted, limit=MAX_EARLIER)
     return tuple(task.task_id for task in reversed(page.tasks))
+
+
+async def seen(tasks: Tasks, lists: Lists, owner: Owner, session_id: str) -> SessionView | None:
+    """The session as it is now; None: nothing was ever said of it. Raises LogUnavailable, ViewsUnavailable."""
+    await catch_up(tasks, lists)
+    return await lists.session(owner, session_id)
+
+
+async def catch_up(tasks: Tasks, lists: Lists) -> None:
+    """Return once the views have what the log has: whoever has just been told an answer goes on from it. Raises
+    LogUnavailable, ViewsUnavailable."""
+    await tasks.tail.catch_up()
+    await lists.reach(tasks.tail.position)
 
 
 async def exchanges(tasks: Tasks, task: Task) -> tuple[Exchange, ...]:

@@ -58,6 +58,7 @@ REJECTED: dict[Reason, int] = {
     "ended": 409,
     "stale_run": 409,
     "not_waiting": 409,
+    "moved_on": 409,
     "not_runnable": 409,
     "out_of_order": 409,
     "deadline_moved": 409,

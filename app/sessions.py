@@ -7,6 +7,7 @@ import structlog
 import uuid_utils
 
 from app.commands import Wish
+from app.conversation import seen
 from app.decide import Rejected
 from app.tasks import ROUNDS, Cause, Tasks
 from app.views import Lists
@@ -99,14 +100,6 @@ class Sessions:
                 raise LogUnavailable("the session's records do not follow on each other")
             session = evolve(session, recorded)
         return session
-
-
-async def seen(tasks: Tasks, lists: Lists, owner: Owner, session_id: str) -> SessionView | None:
-    """What the views have of a session, once they have all that is in the log now: whoever has just been told of a task
-    goes on from it. Raises LogUnavailable, ViewsUnavailable."""
-    await tasks.tail.catch_up()
-    await lists.reach(tasks.tail.position)
-    return await lists.session(owner, session_id)
 
 
 def _record(fact: SessionFact, session: Session, command: SessionCommand, cause: Cause) -> SessionRecord:

@@ -55,9 +55,11 @@ class Lists:
             log.info("views.passed_over", error=str(error) or "too slow", again_in_s=REST_S)
             return None
 
-    async def page(self, owner: Owner, wanted: Filter, *, after: str | None, limit: int) -> Page:
+    async def page(
+        self, owner: Owner, wanted: Filter, *, after: str | None = None, offset: int = 0, limit: int
+    ) -> Page:
         """As `Views.list`. Raises BadCursor, ViewsUnavailable."""
-        return await _asked(self._views().list(owner, wanted, after=after, limit=limit))
+        return await _asked(self._views().list(owner, wanted, after=after, offset=offset, limit=limit))
 
     async def count(self, owner: Owner, wanted: Filter) -> Count:
         """As `Views.count`. Raises ViewsUnavailable."""

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Table, Text, bindparam, column, insert, select, update, values
+from sqlalchemy import Table, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, UnknownFact
 from eventstore.log import SessionRecorded
-from projections.rows import AT_ONCE, Folding, Key
+from projections.rows import Folding, Key, asked_for, keys_of
 from projections.schema import session_key
 from projections.session import SessionView, gathered, told
 
@@ -61,12 +61,11 @@ def _named(view: SessionView, one: SessionRecorded) -> SessionView:
 async def _stored(connection: AsyncConnection, table: Table, keys: list[SessionKey]) -> dict[SessionKey, SessionView]:
     c = table.c
     found: dict[SessionKey, SessionView] = {}
-    for at in range(0, len(keys), AT_ONCE):
-        these = values(column("owner", Text), column("word", Text)).data(keys[at : at + AT_ONCE]).cte("these")
-        theirs = (c.owner == these.c.owner) & (c.word == these.c.word)
-        rows = await connection.execute(select(c.owner, c.word, c.body).join_from(these, table, theirs))
-        for owner, word, body in rows:
-            found[owner, word] = view_of(body)
+    these = asked_for(sqlite=connection.dialect.name == "sqlite")
+    theirs = (c.owner == these.c.owner) & (c.word == these.c.name)
+    rows = await connection.execute(select(c.owner, c.word, c.body).join_from(these, table, theirs), keys_of(keys))
+    for owner, word, body in rows:
+        found[owner, word] = view_of(body)
     return found
 
 
