@@ -36,6 +36,7 @@ from app.feed import ABORT, Streams
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.sessions import Sessions
 from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.tasks import Tasks
@@ -211,6 +212,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
             "lists": given(rooms.lists),
+            "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),

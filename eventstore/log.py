@@ -32,7 +32,7 @@ OWNER_WORD = re.compile(r"[a-z0-9_-]{1,240}")
 AGENT = re.compile(r"[a-z0-9_-]{1,64}")
 SESSION_WORD = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """A session as a subject's word: what `session_word` makes."""
-MAX_SESSION_ID = 1_024
+MAX_SESSION_ID = 2_048
 """Bytes of a session id."""
 TASK_ID = re.compile(r"task_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 

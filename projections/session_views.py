@@ -48,6 +48,8 @@ class SessionViews:
         async def ask(connection: AsyncConnection, served: Served) -> SessionPage:
             table = _ours(served)
             total = (await connection.execute(count(table, owner))).scalar_one()
+            if offset >= total:
+                return SessionPage(sessions=[], total=total)
             bodies = (await connection.execute(page(table, owner, offset=offset, limit=limit))).scalars().all()
             views = [view_of(body) for body in bodies]
             c = tasks_table(served.generation).c
