@@ -24,7 +24,6 @@ from projections.schema import (
     PROGRESS,
     SERVED,
     checkpoint_of,
-    sessions_table,
     tables,
     tasks_table,
 )
@@ -153,7 +152,7 @@ class Generation:
             folded = await self._rows.fold(connection, new, control.checkpoint)
             progress = await self._rows.write(connection, folded, control)
             theirs = [one for one in sessions if one.sequence > control.checkpoint]
-            await session_rows.carry(connection, sessions_table(self.number), folded, theirs, upto)
+            await session_rows.carry(connection, self.number, folded, theirs, upto)
             if new:
                 last = new[-1]
                 seen = {"seen_owner": last.owner, "seen_task": last.task_id}

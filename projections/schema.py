@@ -125,9 +125,20 @@ def sessions_table(generation: int) -> Table:
     return table
 
 
+@lru_cache(maxsize=16)
+def owners_table(generation: int) -> Table:
+    """How many sessions each owner has: to count a million of them takes too long for a page."""
+    return Table(
+        f"owners_{generation}",
+        MetaData(),
+        Column("owner", Text, primary_key=True),
+        Column("sessions", LONG, nullable=False),
+    )
+
+
 def tables(generation: int) -> tuple[Table, ...]:
     """All tables of one generation."""
-    return tasks_table(generation), sessions_table(generation)
+    return tasks_table(generation), sessions_table(generation), owners_table(generation)
 
 
 _encoder = msgspec.json.Encoder()

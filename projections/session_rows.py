@@ -1,5 +1,6 @@
 """A generation's rows of sessions: those that a batch of the log has a word on, folded, and written."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -9,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventstore.events import Owner, UnknownFact
 from eventstore.log import SessionRecorded
 from projections.rows import Folding, Key, asked_for, keys_of
-from projections.schema import session_key
+from projections.schema import owners_table, session_key, sessions_table
 from projections.session import SessionView, gathered, told
 
 SessionKey = tuple[Owner, str]
@@ -25,7 +26,7 @@ def view_of(body: bytes) -> SessionView:
 
 async def carry(
     connection: AsyncConnection,
-    table: Table,
+    generation: int,
     tasks: Mapping[Key, Folding],
     records: Sequence[SessionRecorded],
     upto: int,
@@ -39,6 +40,7 @@ async def carry(
     keys = dict.fromkeys([*((one.owner, one.word) for one in records), *(key for key, _ in grouped)])
     if not keys:
         return
+    table = sessions_table(generation)
     stored = await _stored(connection, table, list(keys))
     views = {key: stored.get(key) or SessionView(owner=key[0], session_id=key[1]) for key in keys}
     # A task that begins before a deletion in the same batch is passed over then: it has no part in what is there now.
@@ -48,6 +50,10 @@ async def carry(
     for key, now in grouped:
         views[key] = gathered(views[key], now.created, now.before, now.task)
     await _write(connection, table, views, set(stored), upto)
+    more = Counter[Owner]()
+    more.update(view.owner for view in views.values() if view.first)
+    more.subtract(view.owner for view in stored.values() if view.first)
+    await _count(connection, owners_table(generation), more)
 
 
 def _named(view: SessionView, one: SessionRecorded) -> SessionView:
@@ -67,6 +73,18 @@ async def _stored(connection: AsyncConnection, table: Table, keys: list[SessionK
     for owner, word, body in rows:
         found[owner, word] = view_of(body)
     return found
+
+
+async def _count(connection: AsyncConnection, table: Table, more: Mapping[Owner, int]) -> None:
+    c = table.c
+    for owner, by in more.items():
+        if not by:
+            continue
+        counted = await connection.execute(
+            update(table).where(c.owner == owner).values(sessions=c.sessions + by).returning(c.sessions)
+        )
+        if counted.scalar_one_or_none() is None:
+            await connection.execute(insert(table).values(owner=owner, sessions=by))
 
 
 async def _write(

@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from app.dialects.shannon import context_of, error_of, query_of, result_of, word_of
 from app.dialects.shannon_frames import Event
@@ -55,7 +55,7 @@ class SessionItem(Struct, kw_only=True):
     session_id: str
     user_id: str
     context: dict[str, str]
-    title: str
+    title: str | UnsetType = UNSET
     task_count: int
     tokens_used: int
     created_at: datetime | None
@@ -180,7 +180,7 @@ def item_of(listed: ListedSession) -> SessionItem:
         session_id=view.session_id,
         user_id=view.owner,
         context=_context(view.session_id),
-        title=view.session.title or "",
+        title=view.session.title or UNSET,
         task_count=tally.tasks,
         tokens_used=_tokens(view),
         created_at=listed.first.created_at,
