@@ -42,6 +42,7 @@ from app.metrics import Metrics, exposition, read_figures
 from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.sessions import Sessions
 from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.tasks import Tasks
@@ -247,6 +248,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "tokens": given(rooms.tokens),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
+            "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
