@@ -30,6 +30,9 @@ from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
 from app.dialects import native_routes, niyra_routes
 from app.dialects.asked import request_id_of
+from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import PATHS as MCP_PATHS
+from app.dialects.niyra_mcp import Mcp
 from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
 from app.limits import Budget, Limits
@@ -80,11 +83,18 @@ class Rooms:
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
+        self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
+        self.mcp = Mcp(self.calls, limits, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
         self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
+
+    def drain(self) -> None:
+        """Let nobody wait for what this process would say later."""
+        self.streams.drain()
+        self.tasks.leave()
 
 
 @asynccontextmanager
@@ -107,13 +117,14 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics, limits = tasks.metrics, Limits(http.limits)
+            metrics = tasks.metrics
+            limits = Limits(http.limits, metrics)
             async with (
                 asking(connection) as figures,
                 telling(connection, metrics.instance, metrics.told),
                 limits.shared(connection, metrics.instance),
             ):
-                yield Rooms(
+                rooms = Rooms(
                     connection=connection,
                     tasks=tasks,
                     tokens=tokens,
@@ -123,6 +134,8 @@ async def open_rooms(
                     lists=lists,
                     limits=limits,
                 )
+                async with rooms.mcp.run():
+                    yield rooms
         finally:
             await tasks.close()
             await tokens.close()
@@ -206,6 +219,7 @@ def build(rooms: Rooms) -> ASGIApp:
         route_handlers=[
             native_routes.routes(),
             *(route for vendor in VENDORS for route in vendor.routes()),
+            rooms.mcp.routes(),
             live,
             ready,
             metrics,
@@ -219,11 +233,12 @@ def build(rooms: Rooms) -> ASGIApp:
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),
+            "calls": given(rooms.calls),
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
             DefineMiddleware(Authentication, tokens=rooms.tokens),
-            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+            DefineMiddleware(Limiting, limits=rooms.limits),
         ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
@@ -244,8 +259,8 @@ def build(rooms: Rooms) -> ASGIApp:
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
-    return "niyra.poll" if niyra_routes.answers_for(path) else None
+    """Niyra tells of a budget on every answer, also where no route is; the others do not, and MCP has tools instead."""
+    return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
 
 
 class Observed:
@@ -268,7 +283,7 @@ class Observed:
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])  # some say it with an enum, which a log would spell out
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -320,15 +335,15 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which cuts the open streams first when told to stop: their clients resume elsewhere."""
+    """uvicorn, which first cuts its streams when told to stop, and answers those who wait: they go on elsewhere."""
 
-    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+    def __init__(self, config: uvicorn.Config, rooms: Rooms) -> None:
         super().__init__(config)
-        self._streams = streams
+        self._rooms = rooms
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop."""
-        self._streams.drain()
+        self._rooms.drain()
         super().handle_exit(sig, frame)
 
 
@@ -349,7 +364,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
         backlog=2048,
     )
-    server = Server(config, rooms.streams)
+    server = Server(config, rooms)
     # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)

@@ -94,7 +94,7 @@ async def running(
             lifespan="off",
             timeout_graceful_shutdown=2,
         )
-        server = Server(config, rooms.streams)
+        server = Server(config, rooms)
         serving = asyncio.ensure_future(server._serve([listening]))  # pyright: ignore[reportPrivateUsage]  # serve() would take the test's signals
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         headers = {"Authorization": f"Bearer {token}"}
@@ -102,6 +102,6 @@ async def running(
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
                 yield Api(rooms, url, client, token, lambda: len(server.server_state.connections))
         finally:
-            rooms.streams.drain()
+            rooms.drain()
             server.should_exit = True
             await serving

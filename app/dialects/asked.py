@@ -21,13 +21,16 @@ TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 def cause_of(request: Asked) -> Cause:
     """Who asks, and by which request."""
-    request_id = str(request.scope["state"]["request_id"])
-    traceparent = request.headers.get("traceparent", "")
+    return caused(request.user, str(request.scope["state"]["request_id"]), request.headers.get("traceparent"))
+
+
+def caused(principal: Principal, request_id: str, traceparent: str | None) -> Cause:
+    """The same, of a request that came by another way."""
     return Cause(
-        actor=request.user.actor,
+        actor=principal.actor,
         causation_id=request_id,
         correlation_id=request_id,
-        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
+        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent or "") else None,
     )
 
 
