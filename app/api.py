@@ -27,10 +27,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
-from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes
+from app.auth import Bearers, Revocations, credentials
+from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
+from app.dialects.crossroads import Crossroads
+from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import Mcp
+from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
+from app.limiting import Limiting, Telling
+from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
 from app.oauth import Issuer
 from app.openapi import OurSchemas
@@ -52,7 +58,9 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes,)
+EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -70,22 +78,31 @@ class Rooms:
         http: HttpSettings,
         figures: Figures,
         lists: Lists,
+        limits: Limits,
     ) -> None:
         self.lists = lists
+        self.limits = limits
         self.connection = connection
         self.figures = figures
         self.tasks = tasks
         self.tokens = tokens
         self.switches = switches
-        self.issuer = None if http.oauth is None else Issuer(http.oauth)
+        self.bearers = Bearers(tokens, None if http.oauth is None else Issuer(http.oauth))
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
+        self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
+        self.mcp = Mcp(self.calls, limits, self.metrics, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
         self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
+
+    def drain(self) -> None:
+        """Let nobody wait for what this process would say later."""
+        self.streams.drain()
+        self.tasks.leave()
 
 
 @asynccontextmanager
@@ -109,8 +126,12 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics = tasks.metrics
-            async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
+            metrics, limits = tasks.metrics, Limits(http.limits)
+            async with (
+                asking(connection) as figures,
+                telling(connection, metrics.instance, metrics.told),
+                limits.shared(connection, metrics.instance),
+            ):
                 rooms = Rooms(
                     connection=connection,
                     tasks=tasks,
@@ -120,12 +141,13 @@ async def open_rooms(
                     http=http,
                     figures=figures,
                     lists=lists,
+                    limits=limits,
                 )
                 try:
-                    yield rooms
+                    async with rooms.mcp.run():
+                        yield rooms
                 finally:
-                    if rooms.issuer is not None:
-                        await rooms.issuer.close()
+                    await rooms.bearers.close()
         finally:
             await tasks.close()
             await switches.close()
@@ -165,7 +187,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, rooms.issuer, credentials(request.headers))
+        principal = await rooms.bearers.authenticate(credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -176,16 +198,15 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
+    def __init__(self, app: ASGIApp, bearers: Bearers) -> None:
         super().__init__(app, exclude=["^/docs"])
-        self._tokens = tokens
-        self._issuer = issuer
+        self._bearers = bearers
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
         stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
         secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
-        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
+        return AuthenticationResult(user=await self._bearers.authenticate(secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -211,6 +232,7 @@ def build(rooms: Rooms) -> ASGIApp:
         route_handlers=[
             native_routes.routes(),
             *(route for vendor in VENDORS for route in vendor.routes()),
+            rooms.mcp.routes(),
             live,
             ready,
             metrics,
@@ -220,17 +242,24 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
+            "bearers": given(rooms.bearers),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),
+            "calls": given(rooms.calls),
             "signer": given(Signer(rooms.connection)),
         },
-        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer)],
+        middleware=[
+            DefineMiddleware(Authentication, bearers=rooms.bearers),
+            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+        ],
         exception_handlers={Exception: on_error},
-        cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
+        cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
+        if http.cors_origins
+        else None,
         request_max_body_size=http.max_body_bytes,
         plugins=[OurSchemas(rooms.catalogue.names)],
         openapi_config=OpenAPIConfig(
@@ -244,7 +273,12 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(app, rooms.metrics)
+    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.bearers), rooms.metrics)
+
+
+def _told_elsewhere(path: str) -> Budget | None:
+    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
+    return "niyra.poll" if niyra_routes.answers_for(path) else None
 
 
 class Observed:
@@ -267,7 +301,7 @@ class Observed:
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])  # some say it with an enum, which a log would spell out
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -319,15 +353,15 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which cuts the open streams first when told to stop: their clients resume elsewhere."""
+    """uvicorn, which first cuts its streams when told to stop, and answers those who wait: they go on elsewhere."""
 
-    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+    def __init__(self, config: uvicorn.Config, rooms: Rooms) -> None:
         super().__init__(config)
-        self._streams = streams
+        self._rooms = rooms
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop."""
-        self._streams.drain()
+        self._rooms.drain()
         super().handle_exit(sig, frame)
 
 
@@ -348,7 +382,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
         backlog=2048,
     )
-    server = Server(config, rooms.streams)
+    server = Server(config, rooms)
     # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)

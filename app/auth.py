@@ -2,13 +2,17 @@
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Literal
 
 from litestar.datastructures import Headers
 from msgspec import Struct
 
-from app.oauth import BadAccessToken, Issuer, header_of
+from app.oauth import BadAccessToken, Issuer, Vouched, header_of
 from eventstore.events import Owner
-from eventstore.tokens import INCLUDED_IN, OVER_ALL, Dialect, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+
+Header = Literal["key", "bearer"]
+"""Where a token came: `X-API-Key`, or `Authorization: Bearer`."""
 
 
 class NotAuthenticated(Exception):
@@ -34,6 +38,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     dialect: Dialect | None = None
     expires_at: datetime | None = None
     vouched_for: bool = False
+    plan: Plan = PLAN
 
     def need(self, scope: Scope) -> None:
         """Raises NotAllowed."""
@@ -58,19 +63,37 @@ class Principal(Struct, frozen=True, kw_only=True):
         return self.may("admin:all")
 
     @property
+    def purse(self) -> str:
+        """Whose budgets they draw on: the token's; where an issuer vouches, the owner's, however often it gives out new
+        tokens."""
+        return hashed(f"vouched for: {self.owner}") if self.vouched_for else self.token_hash
+
+    @property
     def actor(self) -> str:
         """How the log names them."""
         return f"{self.owner}/{self.token_id}"
 
 
-def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
-    """The token that came with a request: `X-API-Key`, a bearer token, or (streams only) the query's `token`."""
+def presented(headers: Headers) -> tuple[Header | None, str | None]:
+    """The token that came in a request's headers, and in which: `X-API-Key` beats `Authorization: Bearer`."""
     if key := headers.get("x-api-key"):
-        return key
+        return "key", as_kept(key)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return token_in_query or None
+        return "bearer", as_kept(token.strip())
+    return None, None
+
+
+def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
+    """The token that came with a request: in a header, or (streams only) the query's `token`."""
+    _, token = presented(headers)
+    return token or (as_kept(token_in_query) if token_in_query else None)
+
+
+def as_kept(secret: str) -> str:
+    """The secret by the name under which it was made: Shannon's clients may write `sk-shannon-x` for `sk_x`."""
+    name = secret.removeprefix("sk-shannon-")
+    return secret if name == secret else f"sk_{name.removeprefix('sk_')}"
 
 
 def principal_of(token: Token, secret: str) -> Principal:
@@ -82,35 +105,48 @@ def principal_of(token: Token, secret: str) -> Principal:
         token_hash=hashed(secret),
         dialect=token.dialect,
         expires_at=token.expires_at,
+        plan=token.plan,
     )
 
 
-async def authenticate(tokens: Tokens, issuer: Issuer | None, secret: str | None) -> Principal:
-    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up, KeysUnavailable where an
-    issuer's can't be judged."""
-    if not secret:
-        raise NotAuthenticated
-    if issuer is not None and header_of(secret) is not None:
-        return await _vouched_for(issuer, secret)
-    token = await tokens.find(secret)
-    if token is None:
-        raise NotAuthenticated
-    return principal_of(token, secret)
-
-
-async def _vouched_for(issuer: Issuer, secret: str) -> Principal:
-    try:
-        bearer = await issuer.verify(secret)
-    except BadAccessToken as error:
-        raise NotAuthenticated from error
+def vouched_for(vouched: Vouched, secret: str) -> Principal:
+    """Who the bearer of an issuer's token is."""
     return Principal(
-        owner=bearer.owner,
-        scopes=bearer.scopes,
-        token_id=bearer.token_id,
+        owner=vouched.owner,
+        scopes=vouched.scopes,
+        token_id=vouched.token_id,
         token_hash=hashed(secret),
-        expires_at=bearer.expires_at,
+        expires_at=vouched.expires_at,
         vouched_for=True,
     )
+
+
+class Bearers:
+    """The one place where a secret becomes a Principal: by our own tokens, or by the word of an issuer."""
+
+    def __init__(self, tokens: Tokens, issuer: Issuer | None) -> None:
+        self._tokens = tokens
+        self._issuer = issuer
+
+    async def authenticate(self, secret: str | None) -> Principal:
+        """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up, KeysUnavailable where an
+        issuer's can't be judged."""
+        if not secret:
+            raise NotAuthenticated
+        if self._issuer is not None and header_of(secret) is not None:
+            try:
+                return vouched_for(await self._issuer.verify(secret), secret)
+            except BadAccessToken as error:
+                raise NotAuthenticated from error
+        token = await self._tokens.find(secret)
+        if token is None:
+            raise NotAuthenticated
+        return principal_of(token, secret)
+
+    async def close(self) -> None:
+        """Ask the issuer no more."""
+        if self._issuer is not None:
+            await self._issuer.close()
 
 
 class Revocations:

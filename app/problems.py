@@ -7,6 +7,7 @@ from msgspec import Struct
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
 from app.issuer_keys import KeysUnavailable
+from app.limits import RateLimited
 from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
 from eventstore.log import BadSubject, BlobDamaged, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
@@ -67,6 +68,7 @@ REJECTED: dict[Reason, int] = {
     "ended": 409,
     "stale_run": 409,
     "not_waiting": 409,
+    "moved_on": 409,
     "not_runnable": 409,
     "out_of_order": 409,
     "deadline_moved": 409,
@@ -86,6 +88,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
     TooLarge: (413, "too_large", "Too large"),
+    RateLimited: (429, "rate_limited", "The token has asked as often as it may"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
     # Not to be asked again soon: it is so until somebody changes it.
@@ -124,6 +127,8 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
         if kind in ERRORS:
             status, code, title = ERRORS[kind]
             headers = {"Retry-After": str(RETRY_AFTER_S[code])} if code in RETRY_AFTER_S else {}
+            if isinstance(error, RateLimited):
+                headers["Retry-After"] = str(error.retry_after_s)
             if status == 401:
                 headers["WWW-Authenticate"] = 'Bearer realm="tasktrail"'
             task_id = error.task_id if isinstance(error, OutcomeUnknown) else None

@@ -17,8 +17,9 @@ from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress, RefusedByServer
 from eventstore.events import Owner
 from eventstore.log import BadSubject, owner_named
-from eventstore.tokens import BUCKET, SCOPES, Dialect, Scope, Token, Tokens, new_token
+from eventstore.tokens import BUCKET, LIMIT_NAMES, SCOPES, Dialect, Plan, Scope, Token, Tokens, new_token
 
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 UNITS = {
     "s": timedelta(seconds=1),
@@ -82,6 +83,23 @@ class DurationType(click.ParamType[timedelta]):
         return lasts
 
 
+class LimitType(click.ParamType[tuple[str, int]]):
+    """A limit of the token's own."""
+
+    name = "limit"
+
+    def convert(
+        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Its name and a number."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = value.partition("=")
+        if name not in LIMIT_NAMES or not NUMBER.fullmatch(number):
+            self.fail(f"{value!r} is no limit: write NAME=NUMBER, of {', '.join(LIMIT_NAMES)}", param, ctx)
+        return name, int(number)
+
+
 class OwnerType(click.ParamType[Owner]):
     """Whose tasks the token opens."""
 
@@ -110,6 +128,16 @@ def tokens() -> None:
 @click.option("--expires", type=DurationType(), metavar="30d", help="After so long: 90s, 30m, 12h, 30d, 4w.  [never]")
 @click.option("--dialect", type=DialectType(), help="Whose API it is for, where a path is several's.  [none]")
 @click.option("--note", default="", help="For people who read the list.")
+@click.option("--multiplier", type=click.IntRange(1, 1_000), default=1, help="So many times each of our limits.")
+@click.option(
+    "--limit",
+    "limits",
+    type=LimitType(),
+    multiple=True,
+    metavar="NAME=N",
+    help=f"Its own instead of ours; repeatable. NAME is of: {', '.join(LIMIT_NAMES)}.",
+)
+@click.option("--unlimited", is_flag=True, help="No limits at all.")
 @click.pass_obj
 def create(
     nats: NatsAddress,
@@ -118,6 +146,7 @@ def create(
     expires: timedelta | None,
     dialect: Dialect | None,
     note: str,
+    **plan: object,
 ) -> None:
     """Make a token and print it: it is shown this once, and nothing else is on standard output.
 
@@ -130,7 +159,9 @@ def create(
 
     async def add() -> Token:
         async with _bucket(nats) as bucket:
-            return await bucket.add(secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note)
+            return await bucket.add(
+                secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note, plan=_plan(plan)
+            )
 
     made = asyncio.run(add())
     until = f"until {moment(made.expires_at)}" if made.expires_at else "for ever"
@@ -162,11 +193,12 @@ def list_tokens(nats: NatsAddress, as_json: bool) -> None:
             token.dialect or "",
             moment(token.created_at),
             _expiry(token, now),
+            limits_told(token.plan),
             token.note,
         )
         for token in known
     ]
-    click.echo(table(("ID", "OWNER", "SCOPES", "DIALECT", "CREATED", "EXPIRES", "NOTE"), rows))
+    click.echo(table(("ID", "OWNER", "SCOPES", "DIALECT", "CREATED", "EXPIRES", "LIMITS", "NOTE"), rows))
 
 
 @tokens.command(cls=NatsCommand)
@@ -191,6 +223,19 @@ def _expiry(token: Token, now: datetime) -> str:
     if token.expires_at is None:
         return "never"
     return moment(token.expires_at) + ("" if token.valid(now) else " (expired)")
+
+
+def _plan(given: dict[str, object]) -> Plan:
+    own = dict(msgspec.convert(given["limits"], tuple[tuple[str, int], ...]))
+    return msgspec.convert(given | {"limits": own}, Plan)
+
+
+def limits_told(plan: Plan) -> str:
+    """For people; nothing: ours."""
+    if plan.unlimited:
+        return "none"
+    ours = [] if plan.multiplier == 1 else [f"x{plan.multiplier}"]
+    return " ".join([*ours, *(f"{name}={limit}" for name, limit in plan.limits.items())])
 
 
 async def _all(nats: NatsAddress) -> list[Token]:

@@ -52,6 +52,31 @@ OVER_ALL: frozenset[Scope] = frozenset({"audit:all", "admin:all"})
 """What reaches beyond one owner: no other scope includes these."""
 
 
+LimitName = Literal[
+    "native",
+    "niyra.ask",
+    "niyra.execute",
+    "niyra.poll",
+    "shannon.minute",
+    "shannon.hour",
+    "shannon.day",
+    "nanonets",
+]
+"""What is limited."""
+LIMIT_NAMES: tuple[LimitName, ...] = get_args(LimitName)
+
+
+class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How much a token may ask: so many times the deployment's limits, but its own where `limits` has them by name."""
+
+    multiplier: int = 1
+    unlimited: bool = False
+    limits: dict[str, int] = {}
+
+
+PLAN = Plan()
+
+
 class Token(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of a token; the token itself is kept nowhere. `id` names it for people (list, revoke)."""
 
@@ -62,6 +87,7 @@ class Token(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: Time | None = None
     dialect: Dialect | None = None
     note: str = ""
+    plan: Plan = PLAN
 
     def valid(self, now: datetime) -> bool:
         """Not expired."""
@@ -128,6 +154,7 @@ class Tokens:
         expires_at: datetime | None = None,
         dialect: Dialect | None = None,
         note: str = "",
+        plan: Plan = PLAN,
     ) -> Token:
         """Make a token known. The same again (same owner, scopes ...) changes nothing. Raises LogUnavailable."""
         key = hashed(token)
@@ -139,6 +166,7 @@ class Tokens:
             expires_at=expires_at,
             dialect=dialect,
             note=note,
+            plan=plan,
         )
         known = await self._look_up(key)
         if known is not None and replace(known, created_at=made.created_at) == made:

@@ -9,7 +9,9 @@ from litestar import Request
 from litestar.datastructures import State
 
 from app.auth import Principal
+from app.commands import Command
 from app.dialects.native import MAX_WAIT_S
+from app.keys import hashed_key
 from app.problems import BadRequest
 from app.tasks import Cause
 from projections.task import Task
@@ -24,13 +26,16 @@ TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 def cause_of(request: Asked) -> Cause:
     """Who asks, and by which request."""
-    request_id = str(request.scope["state"]["request_id"])
-    traceparent = request.headers.get("traceparent", "")
+    return caused(request.user, str(request.scope["state"]["request_id"]), request.headers.get("traceparent"))
+
+
+def caused(principal: Principal, request_id: str, traceparent: str | None) -> Cause:
+    """The same, of a request that came by another way."""
     return Cause(
-        actor=request.user.actor,
+        actor=principal.actor,
         causation_id=request_id,
         correlation_id=request_id,
-        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
+        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent or "") else None,
     )
 
 
@@ -48,6 +53,12 @@ def idempotency_key(request: Asked) -> str | None:
     if not IDEMPOTENCY_KEY.fullmatch(key):
         raise BadRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
     return key
+
+
+def keyed(request: Asked, command: Command) -> Command:
+    """The command, which a repeat under the same Idempotency-Key does not carry out again. Raises BadRequest."""
+    key = idempotency_key(request)
+    return command if key is None else msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key))
 
 
 def wait_of(request: Asked) -> float | None:

@@ -17,7 +17,7 @@ from app.auth import Revocations
 from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
 from app.dialects import native_admin
-from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, strictly, wait_of
+from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, known_versions, strictly, wait_of
 from app.dialects.native import (
     MAX_METADATA,
     AgentBody,
@@ -40,7 +40,6 @@ from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
 from app.feed import Streams, TaskStream
 from app.following import PAGE_BYTES
-from app.keys import hashed_key
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
@@ -53,7 +52,7 @@ ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
 """Where waiting longer for the end is pointless until somebody does something."""
 
 TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
-COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
+COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 429: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
 
@@ -235,7 +234,7 @@ def routes() -> Router:
     handlers += [cancel_task, pause_task]
     handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob, sign_checkpoint]
     handlers += [get_asyncapi, get_facts_schema, *native_admin.HANDLERS]
-    return Router(path="/", route_handlers=handlers)
+    return Router(path="/", route_handlers=handlers, opt={"limit": "native"})
 
 
 def _at_the_end(task: Task, cursor: Cursor) -> bool:
@@ -265,12 +264,11 @@ async def _answer(
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
     request.user.need("tasks:write")
     task_id = task_id_asked(text)
-    key = idempotency_key(request)
-    keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
-    done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))
+    command = keyed(request, command)
+    done = await tasks.execute(request.user.owner, task_id, command, cause_of(request))
     if isinstance(done, Rejected):
         raise Refused(done)
-    headers = {"Idempotency-Replayed": "true"} if key and done.recorded is None else {}
+    headers = {"Idempotency-Replayed": "true"} if command.key and done.recorded is None else {}
     return await _answer(tasks, done.task, headers)
 
 
