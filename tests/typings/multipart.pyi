@@ -1,5 +1,5 @@
-"""What we take of `multipart`, the one that litestar uses. Another package installs the same name, and a type checker finds
-that one; Python finds litestar's either way."""
+"""What we take of `multipart`, the one that litestar uses. Another package installs the same name, which a type checker
+finds instead; Python finds litestar's either way."""
 
 from collections.abc import Generator
 from types import TracebackType
