@@ -16,11 +16,16 @@ async def earlier_tasks(tasks: Tasks, lists: Lists, owner: Owner, session_id: st
     """The conversation's last tasks that have ended, oldest first: what ended never changes, so their ids are enough to
     tell every run of the next task the same. Raises LogUnavailable, ViewsUnavailable.
     """
-    # Whoever has just been told an answer goes on from it: the views must have it too.
+    await catch_up(tasks, lists)
+    page = await lists.page(owner, Filter(session_id=session_id, statuses=ENDED), limit=MAX_EARLIER)
+    return tuple(task.task_id for task in reversed(page.tasks))
+
+
+async def catch_up(tasks: Tasks, lists: Lists) -> None:
+    """Return once the views have what the log has: whoever has just been told an answer goes on from it. Raises
+    LogUnavailable, ViewsUnavailable."""
     await tasks.tail.catch_up()
     await lists.reach(tasks.tail.position)
-    page = await lists.page(owner, Filter(session_id=session_id, statuses=ENDED), after=None, limit=MAX_EARLIER)
-    return tuple(task.task_id for task in reversed(page.tasks))
 
 
 async def exchanges(tasks: Tasks, task: Task) -> tuple[Exchange, ...]:

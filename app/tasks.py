@@ -75,6 +75,7 @@ class Tasks:
         self._attached: OrderedDict[str, Attached] = OrderedDict()
         self._working: set[asyncio.Task[Done | Rejected]] = set()
         self._tail: Tail | None = None
+        self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def open(
@@ -103,8 +104,14 @@ class Tasks:
         """Tasks in memory."""
         return len(self._attached)
 
+    def leave(self) -> None:
+        """Whoever waits for a task is answered now: what it will be later, another process says."""
+        if not self.leaving.done():
+            self.leaving.set_result(None)
+
     async def close(self) -> None:
         """Let appends in flight end; then follow no more."""
+        self.leave()
         if self._working:
             await asyncio.wait(self._working, timeout=10)
         for attached in self._attached.values():

@@ -50,11 +50,13 @@ class Lists:
             log.info("views.passed_over", error=str(error) or "too slow", again_in_s=REST_S)
             return None
 
-    async def page(self, owner: Owner, wanted: Filter, *, after: str | None, limit: int) -> Page:
+    async def page(
+        self, owner: Owner, wanted: Filter, *, after: str | None = None, offset: int = 0, limit: int
+    ) -> Page:
         """As `Views.list`. Raises BadCursor, ViewsUnavailable."""
         views = self._views()
         try:
-            return await views.list(owner, wanted, after=after, limit=limit)
+            return await views.list(owner, wanted, after=after, offset=offset, limit=limit)
         except ViewsUnavailable as error:
             raise _told(error) from error
 

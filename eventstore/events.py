@@ -186,6 +186,7 @@ class ReviewDecided(Fact, frozen=True, kw_only=True, tag="task.review_decided"):
     approved: bool
     feedback: str | None = None
     runnable: bool = False
+    of_plan: bool = False
 
 
 class PauseRequested(Fact, frozen=True, kw_only=True, tag="task.pause_requested"):
@@ -236,6 +237,7 @@ class TaskCancelled(Fact, frozen=True, kw_only=True, tag="task.cancelled"):
 
     by: str
     reason: str | None = None
+    was_paused: bool = False
 
 
 class TaskTimedOut(Fact, frozen=True, kw_only=True, tag="task.timed_out"):

@@ -16,7 +16,7 @@ from projections.generations import Generation
 
 log = structlog.stdlib.get_logger()
 
-BATCH = 1_000
+BATCH = 2_000
 LINGER_S = 0.05
 """How long a batch that is not full waits for more: what a list is behind at most, while the database keeps up."""
 LOOK_S = 0.25

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import Select, Table, Text, bindparam, column, insert, select, update, values
+from sqlalchemy import JSON, Select, Table, Text, bindparam, cast, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, TaskId
@@ -11,8 +12,6 @@ from eventstore.log import Recorded
 from projections.schema import body_of, indexed, micros, searched, task_of, text_of
 from projections.task import INITIAL, Task, evolve, follows
 
-AT_ONCE = 500
-"""Rows that one statement asks for; SQLite takes 32,766 values."""
 MAX_HELD = 8_192
 MAX_HELD_BYTES = 4_096
 """Of the tasks last written so many, none larger than this, are kept: their next records are near."""
@@ -73,10 +72,13 @@ class Rows:
 
     async def _stored(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, Kept]:
         found: dict[Key, Kept] = {}
-        for at in range(0, len(keys), AT_ONCE):
-            rows = await connection.execute(rows_of(self._table, keys[at : at + AT_ONCE]))
-            for owner, task_id, created, body, whole in rows:
-                found[owner, task_id] = created, task_of(body), whole
+        if not keys:
+            return found
+        asked = rows_of(self._table, sqlite=connection.dialect.name == "sqlite")
+        for owner, task_id, created, body, whole in await connection.execute(
+            asked, {"keys": msgspec.json.encode(keys).decode()}
+        ):
+            found[owner, task_id] = created, task_of(body), whole
         return found
 
     async def write(self, connection: AsyncConnection, folded: dict[Key, Folding], control: Control) -> Values:
@@ -116,10 +118,18 @@ class Rows:
         self._held_at = upto
 
 
-def rows_of(table: Table, keys: Sequence[Key]) -> Select[Owner, TaskId, int, bytes, bool]:
-    """The rows of these tasks. A join: where (owner, task_id) is looked for in a list, SQLite reads the whole table."""
+def rows_of(table: Table, *, sqlite: bool) -> Select[Owner, TaskId, int, bytes, bool]:
+    """The rows of the tasks in the parameter `keys`, a JSON list of pairs: one statement, however many there are.
+    A join: where (owner, task_id) is looked for in a list, SQLite reads the whole table."""
     c = table.c
-    these = values(column("owner", Text), column("task_id", Text)).data(list(keys)).cte("these")
+    keys = bindparam("keys", type_=Text)
+    if sqlite:
+        pair = func.json_each(keys).table_valued("value").c.value
+        owner, task_id = func.json_extract(pair, "$[0]"), func.json_extract(pair, "$[1]")
+    else:
+        pair = func.json_array_elements(cast(keys, JSON)).column_valued("pair")
+        owner, task_id = func.json_extract_path_text(pair, "0"), func.json_extract_path_text(pair, "1")
+    these = select(owner.label("owner"), task_id.label("task_id")).cte("these")
     theirs = (c.owner == these.c.owner) & (c.task_id == these.c.task_id)
     return select(c.owner, c.task_id, c.created, c.body, c.whole).join_from(these, table, theirs)
 
@@ -138,6 +148,7 @@ def _changing(now: Folding, body: bytes) -> Values:
     task = now.task
     return {
         "status": task.status,
+        "started": task.started_at is not None,
         "updated_at": 0 if task.updated_at is None else micros(task.updated_at),
         "ended_at": None if task.ended_at is None else micros(task.ended_at),
         "sequence": task.sequence,

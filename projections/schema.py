@@ -12,7 +12,7 @@ from eventstore.events import Json, Owner, TaskId
 from projections.checkpoint import Checkpoint, Seen
 from projections.task import Task
 
-FOLD_VERSION = 3
+FOLD_VERSION = 4
 """Raised with every change of `Task`, of what `evolve` makes of a record, or of the tables: the views are then built
 anew, side by side. A test knows the shape of them, and fails where this was forgotten."""
 
@@ -69,6 +69,7 @@ def tasks_table(generation: int) -> Table:
         Column("task_id", Text, nullable=False),
         Column("agent", Text, nullable=False),
         Column("status", Text, nullable=False),
+        Column("started", Boolean, nullable=False),
         Column("session_id", Text),
         Column("created_at", LONG, nullable=False),
         Column("listed_at", LONG, nullable=False),

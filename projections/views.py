@@ -99,8 +99,11 @@ class Views:
                     take(task_of(body), last)
             return checkpoint
 
-    async def list(self, owner: Owner, wanted: Filter = EVERYTHING, *, after: str | None = None, limit: int) -> Page:
-        """A page of the owner's tasks, newest first by their first fact; `after` is the page before's cursor.
+    async def list(
+        self, owner: Owner, wanted: Filter = EVERYTHING, *, after: str | None = None, offset: int = 0, limit: int
+    ) -> Page:
+        """A page of the owner's tasks, newest first by their first fact; `after` is the page before's cursor. The first
+        `offset` are passed over: each costs a step along the index, so a cursor is the better way to go on.
 
         Raises BadCursor, ViewsUnavailable; ValueError where `limit` is not 1 to MAX_PAGE."""
         if not 1 <= limit <= MAX_PAGE:
@@ -113,7 +116,7 @@ class Views:
             if between is None:
                 return Page(tasks=[], next_cursor=None)
             between, horizon = await _within_sight(connection, listing, wanted, between)
-            rows = (await connection.execute(listing.page(between, limit + 1))).all()
+            rows = (await connection.execute(listing.page(between, limit + 1, offset))).all()
             last = rows[limit - 1].created if len(rows) > limit else horizon
             return Page(
                 tasks=[task_of(row.body) for row in rows[:limit]],

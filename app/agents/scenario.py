@@ -118,7 +118,7 @@ def read_scenario(given: Json, files: Sequence[File] = ()) -> Scenario:
     found: Json = _in_text(given) if isinstance(given, str) else given
     if found is None:
         return _standard(given if isinstance(given, str) else "", files)
-    written = _object_of(found)
+    written = object_of(found)
     if written is None:
         raise _bad("the scenario", f"expected an object with steps, or text, got {type(found).__name__}")
     if "steps" not in written:
@@ -135,7 +135,7 @@ def _in_text(text: str) -> Json:
         if text.lstrip().startswith("{") and '"steps"' in text:
             raise _bad("the scenario", f"not JSON: {error}") from error
         return None
-    written = _object_of(found)
+    written = object_of(found)
     return found if written is not None and "steps" in written else None
 
 
@@ -158,7 +158,7 @@ def _read_list(written: Json, place: str, depth: int) -> tuple[Scenario, Extent]
 
 
 def _read_step(item: Json, place: str, depth: int) -> tuple[Playable | Repeated, Extent]:
-    written = _object_of(item)
+    written = object_of(item)
     if written is None:
         raise _bad(place, f"expected an object, got {type(item).__name__}")
     step = _convert(written, VERBS[_verb_of(written, place)], place)
@@ -199,7 +199,8 @@ def _convert(written: dict[str, Json], shape: type[Playable | Repeat], place: st
         raise _bad(place + where.rstrip("`"), what[:1].lower() + what[1:]) from error
 
 
-def _object_of(found: Json) -> dict[str, Json] | None:
+def object_of(found: Json) -> dict[str, Json] | None:
+    """The JSON object that this is; None: it is none."""
     try:
         return msgspec.convert(found, type=dict[str, Json])
     except msgspec.ValidationError:

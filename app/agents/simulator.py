@@ -44,6 +44,7 @@ from app.agents.scenario import (
     ShowPlan,
     UseTool,
     Wait,
+    object_of,
     read_scenario,
     unrolled,
 )
@@ -67,8 +68,8 @@ class Simulator:
         self.limit = limit
 
     def run(self, brief: Brief) -> Work:
-        """Play the scenario in the task's input. Raises AgentFailed (`bad_scenario`) at the first step."""
-        scenario = read_scenario(brief.input, brief.files)
+        """Play the task's scenario. Raises AgentFailed (`bad_scenario`) at the first step."""
+        scenario = read_scenario(_scenario_of(brief), brief.files)
         answer: str | None = None
         said: list[str] = []
         if brief.approval_mode != "auto" and not _plans_before_it_acts(scenario):
@@ -118,6 +119,12 @@ class Simulator:
             return step.output
 
         return CallTool(name=step.tool, input=step.input, act=act, read_only=step.read_only)
+
+
+def _scenario_of(brief: Brief) -> Json:
+    """The task's input, or, where a client has only words for an input, its context's `scenario`."""
+    context = object_of(brief.metadata.get("context")) or {}
+    return context.get("scenario", brief.input)
 
 
 def _plans_before_it_acts(scenario: Scenario) -> bool:

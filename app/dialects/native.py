@@ -12,7 +12,7 @@ from app.commands import CreateTask
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, TaskId, Usage
 from eventstore.log import AGENT, TASK_ID
-from projections.task import Status, Task
+from projections.task import Status, Task, metadata_of
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
@@ -243,7 +243,7 @@ def _body(task: Task, large: Mapping[str, object]) -> TaskBody:
         plan=task.plan,
         pause_requested=task.pause_requested,
         usage=task.usage,
-        metadata=task.metadata,
+        metadata=metadata_of(task, large),
         files=[
             FileBody(name=file.name, size=file.bytes, sha256=file.sha256, media_type=file.media_type)
             for file in task.files

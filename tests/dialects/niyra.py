@@ -1,4 +1,4 @@
-"""A whole deployment that speaks Niyra: an API, a dispatcher with views, and a worker."""
+"""A whole deployment that speaks Niyra."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -14,9 +14,9 @@ from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner
 from eventstore.tokens import Scope
-from tests.api import Api, running
-from tests.dialects.lists import until_listed
-from tests.worker.house import SOON_S, opened
+from tests.api import Api
+from tests.dialects.deployment import at_work
+from tests.worker.house import SOON_S
 
 EXECUTE, ASK, TASKS = "/v1/public/execute", "/v1/public/ask", "/v1/public/tasks"
 
@@ -46,6 +46,15 @@ class Niyra(Struct):
                 await self.api.client.get(f"/tasks/{task_id}", headers={"Prefer": "wait=10"})
         return body
 
+    async def waiting_for_input(self, count: int) -> list[str]:
+        """The ids of the tasks whose agents ask something, once there are so many."""
+        async with asyncio.timeout(SOON_S):
+            while True:
+                listed = (await self.api.client.get("/tasks?status=waiting_for_input")).json()["data"]
+                if len(listed) >= count:
+                    return [task["task_id"] for task in listed]
+                await asyncio.sleep(0.02)
+
     @asynccontextmanager
     async def bearer(self, token: str, *scopes: Scope, owner: str = "dev") -> AsyncGenerator[httpx.AsyncClient]:
         """A client with a token of its own."""
@@ -65,10 +74,6 @@ async def speaking(
     nats: NatsAddress, tmp_path: Path, *, window_s: float = 60.0, agents: Sequence[Agent] = ()
 ) -> AsyncGenerator[Niyra]:
     """While the context lasts. Both windows are `window_s`."""
-    views_url = f"sqlite:///{tmp_path / 'views.sqlite'}"
     http = HttpSettings(niyra_execute_window_s=window_s, niyra_ask_window_s=window_s)
-    async with opened(nats) as house, running(nats, http=http, views_url=views_url) as api:
-        house.dispatch(views_url=views_url)
-        house.work(*agents)
-        await until_listed(api, 0)
+    async with at_work(nats, tmp_path, http, agents=agents) as api:
         yield Niyra(api)

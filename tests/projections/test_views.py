@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from msgspec import json
 from sqlalchemy import select, text
 from sqlalchemy.dialects import sqlite
 
@@ -338,10 +339,11 @@ async def test_who_lives_is_found_without_a_walk_over_those_who_have_ended(tmp_p
 async def test_a_batchs_tasks_are_looked_up_by_their_index(tmp_path: Path) -> None:
     database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
     await carry(MemoryLog(), database)
-    keys = [(ANN, numbered(number)) for number in range(100)]
-    words = rows_of(tasks_table(1), keys).compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    words = rows_of(tasks_table(1), sqlite=True).compile(dialect=sqlite.dialect(paramstyle="named"))
+    keys = json.encode([(ANN, numbered(number)) for number in range(100)]).decode()
+    asked = {**words.params, "keys": keys}
     async with database.reading() as connection:
-        plan = [str(row[3]) for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {words}"))]
+        plan = [str(row[3]) for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {words}"), asked)]
     await database.close()
     assert any("tasks_1_by_id (owner=? AND task_id=?)" in step for step in plan), plan
     assert not [step for step in plan if step.startswith("SCAN tasks")], plan
