@@ -33,14 +33,18 @@ from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp import Mcp
+from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
 from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
+from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.sessions import Sessions
 from app.settings import HttpSettings, LogSettings
+from app.sockets import SOCKETS
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.checkpointing import Signer
@@ -86,6 +90,7 @@ class Rooms:
         self.tasks = tasks
         self.tokens = tokens
         self.switches = switches
+        self.issuer = None if http.oauth is None else Issuer(http.oauth)
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
@@ -141,8 +146,12 @@ async def open_rooms(
                     lists=lists,
                     limits=limits,
                 )
-                async with rooms.mcp.run():
-                    yield rooms
+                try:
+                    async with rooms.mcp.run():
+                        yield rooms
+                finally:
+                    if rooms.issuer is not None:
+                        await rooms.issuer.close()
         finally:
             await tasks.close()
             await switches.close()
@@ -182,7 +191,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, credentials(request.headers))
+        principal = await authenticate(rooms.tokens, rooms.issuer, credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -193,15 +202,15 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
         super().__init__(app, exclude=["^/docs"])
         self._tokens = tokens
+        self._issuer = issuer
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
-        stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
-        secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
-        return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
+        secret = credentials(connection.headers, _token_in_query(connection))
+        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -239,6 +248,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "tokens": given(rooms.tokens),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
+            "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
@@ -247,7 +257,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
-            DefineMiddleware(Authentication, tokens=rooms.tokens),
+            DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer),
             DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
         ],
         exception_handlers={Exception: on_error},
@@ -267,7 +277,9 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens), rooms.metrics)
+    return Observed(
+        Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens, rooms.issuer), rooms.metrics
+    )
 
 
 def _told_elsewhere(path: str) -> Budget | None:
@@ -365,6 +377,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     config = uvicorn.Config(
         build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
         http=Protocol,
+        **SOCKETS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -381,6 +394,16 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
+
+
+def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above
+    """On streams only: whoever opens one may have no way to send a header."""
+    path = str(connection.scope["path"]).removeprefix(str(connection.scope["root_path"]))
+    query = connection.query_params
+    if path.startswith(shannon_routes.STREAMS):
+        return query_token(query)
+    stream = path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+    return query.get("token") if stream else None
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

@@ -247,8 +247,9 @@ def statuses_said(text: str) -> frozenset[NanonetsStatus]:
 
 def ours(wanted: frozenset[NanonetsStatus]) -> frozenset[Status]:
     """Our statuses under which tasks of theirs can be found."""
-    found: set[Status] = {"pending"} if "running" in wanted else set()
-    found.update(status for status, word in WORDS.items() if word in wanted)
+    found: set[Status] = {status for status, word in WORDS.items() if word in wanted}
+    if "running" in wanted:
+        found.add("pending")
     return frozenset(found)
 
 
