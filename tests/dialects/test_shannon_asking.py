@@ -9,7 +9,7 @@ import pytest
 
 from app.commands import CompleteTask
 from app.dialects.shannon import refusal_of
-from app.settings import HttpSettings
+from app.settings import HttpSettings, LimitSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner, TaskId
 from eventstore.log import LogFull, LogUnavailable, OutcomeUnknown
@@ -107,6 +107,25 @@ async def test_what_may_be_submitted_is_taken_and_kept(api: Api):
     large = await api.client.post(TASKS, json={"query": "é" * 100_000, "context": {"a": "b" * 100_000}})
     body = (await api.client.get(f"{TASKS}/{large.json()['task_id']}")).json()
     assert (len(body["query"]), len(body["context"]["a"])) == (100_000, 100_000)
+
+
+ATTACHED: list[tuple[Json, str]] = [
+    ("x", "Invalid attachments: "),
+    ([{"data": "eA=="}], "Invalid attachments[0]: media_type is required"),
+    ([{"media_type": "text/plain"}], "Invalid attachments[0]: data or url is required"),
+    ([{"media_type": "text/plain", "data": "%"}], "Invalid attachments[0].data: "),
+    ([{"media_type": "text/plain", "url": "u", "thumbnail": "A" * 70_000}], "Invalid attachments[0]: a thumbnail has"),
+]
+
+
+async def test_attachments_are_kept_in_the_context(api: Api):
+    for attachments, error in ATTACHED:
+        body = {"query": "x", "context": {"attachments": attachments}}
+        assert refused(await api.client.post(TASKS, json=body), 400).startswith(error)
+    context: Json = {"attachments": [{"media_type": "text/plain", "data": "data:text/plain;base64,eA==", "x": 1}]}
+    answer = await api.client.post(TASKS, json={"context": context})
+    body = (await api.client.get(f"{TASKS}/{answer.json()['task_id']}")).json()
+    assert (body["query"], body["context"]) == ("Please look at what is attached.", context)
 
 
 async def test_without_lists_no_session_goes_on_and_nothing_is_done(api: Api):
@@ -290,3 +309,22 @@ def test_what_can_not_be_done_now_may_be_asked_again() -> None:
     status, refusal, _ = refusal_of(OutcomeUnknown("?", task_id=TaskId("task_1")))
     assert (status, refusal.task_id) == (503, "task_1")
     assert refusal_of(RuntimeError("secret"))[1].error == "Internal server error"
+
+
+async def test_shannons_limits_are_told_and_kept(nats_address: NatsAddress):
+    http = HttpSettings(limits=LimitSettings(shannon_minute_limit=2))
+    async with running(nats_address, http=http) as api:
+        await api.rooms.tokens.add("tt_few", Owner("dev"), ("tasks:read", "tasks:write"))
+        headers = {"Authorization": "Bearer tt_few"}
+        answers = [await api.client.post(TASKS, json={"query": "x"}, headers=headers) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        left = [
+            (answer.headers["X-RateLimit-Limit-Minute"], answer.headers["X-RateLimit-Remaining-Minute"])
+            for answer in answers
+        ]
+        assert left == [("2", "1"), ("2", "0"), ("2", "0")]
+        over = answers[-1].json()
+        assert (over["error"], over["window"]) == ("Rate limit exceeded", "minute")
+        assert int(answers[-1].headers["Retry-After"]) >= 1
+        task_id = answers[0].json()["task_id"]
+        assert (await api.client.get(f"{TASKS}/{task_id}", headers=headers)).status_code == 200  # a poll is not counted
