@@ -33,6 +33,7 @@ from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp import Mcp
+from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
@@ -41,7 +42,9 @@ from app.metrics import Metrics, exposition, read_figures
 from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.sessions import Sessions
 from app.settings import HttpSettings, LogSettings
+from app.sockets import SOCKETS
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.checkpointing import Signer
@@ -206,8 +209,7 @@ class Authentication(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
-        stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
-        secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
+        secret = credentials(connection.headers, _token_in_query(connection))
         return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
 
 
@@ -246,6 +248,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "tokens": given(rooms.tokens),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
+            "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
@@ -374,6 +377,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     config = uvicorn.Config(
         build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
         http=Protocol,
+        **SOCKETS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -390,6 +394,16 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
+
+
+def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above
+    """On streams only: whoever opens one may have no way to send a header."""
+    path = str(connection.scope["path"]).removeprefix(str(connection.scope["root_path"]))
+    query = connection.query_params
+    if path.startswith(shannon_routes.STREAMS):
+        return query_token(query)
+    stream = path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+    return query.get("token") if stream else None
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

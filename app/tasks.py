@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import structlog
 import uuid_utils
@@ -43,6 +44,7 @@ ROUNDS = 32
 ATTEMPTS = 8
 """How often a task is attached anew because what was read of it turned out to be void."""
 NEARLY_FULL = 0.9
+Outcome = TypeVar("Outcome")
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -73,7 +75,7 @@ class Tasks:
         self._strict_reads = strict_reads
         self._max_attached = max_attached
         self._attached: OrderedDict[str, Attached] = OrderedDict()
-        self._working: set[asyncio.Task[Done | Rejected]] = set()
+        self._working: set[asyncio.Task[object]] = set()
         self._tail: Tail | None = None
         self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -160,10 +162,14 @@ class Tasks:
 
         Raises OutcomeUnknown, LogUnavailable, LogFull.
         """
-        work = asyncio.ensure_future(self._execute(owner, task_id, command, cause))
-        self._working.add(work)
-        work.add_done_callback(self._worked)
-        return await asyncio.shield(work)
+        return await self.see_through(self._execute(owner, task_id, command, cause))
+
+    async def see_through(self, work: Coroutine[object, object, Outcome]) -> Outcome:
+        """Have this done to its end, also where whoever asked for it goes away; `close` waits for it."""
+        working = asyncio.ensure_future(work)
+        self._working.add(working)
+        working.add_done_callback(self._worked)
+        return await asyncio.shield(working)
 
     async def _execute(self, owner: Owner, task_id: TaskId, command: Command, cause: Cause) -> Done | Rejected:
         for _ in range(ROUNDS):
@@ -199,7 +205,7 @@ class Tasks:
         await self._read_on(attached)
         return attached.void or attached.task.version != version
 
-    def _worked(self, work: asyncio.Task[Done | Rejected]) -> None:
+    def _worked(self, work: asyncio.Task[object]) -> None:
         self._working.discard(work)
         if not work.cancelled() and (error := work.exception()) is not None:
             log.warning("task.command_failed", error=f"{type(error).__name__}: {error}")

@@ -14,12 +14,22 @@ from eventstore.events import (
     FileReference,
     LogRecord,
     Record,
+    SessionFact,
     SessionRecord,
     Stamp,
     TaskFact,
     UnknownFact,
 )
-from eventstore.log import Arrival, LogError, Recorded, TooLarge, blob_reference, task_of_subject
+from eventstore.log import (
+    Arrival,
+    LogError,
+    Recorded,
+    SessionRecorded,
+    TooLarge,
+    blob_reference,
+    session_of_subject,
+    task_of_subject,
+)
 
 MAX_INLINE = 256 * 1024
 """Bytes of a stored record over which its large fields become a blob."""
@@ -35,6 +45,7 @@ MIN_MOVED = 1024
 
 
 Unpacked = TypeVar("Unpacked", bound=Fact)
+Ours = TypeVar("Ours", Record, SessionRecord)
 
 
 class Unreadable(LogError):
@@ -60,6 +71,7 @@ AnyRecord = Record | SessionRecord | LogRecord
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
+_session_decoder = msgspec.json.Decoder(SessionRecord)
 _log_decoder = msgspec.json.Decoder(LogRecord)
 _head = msgspec.json.Decoder(_Head)
 _loose = msgspec.json.Decoder(_Loose)
@@ -75,7 +87,17 @@ def decode(stored: bytes) -> Record:
     try:
         return _decoder.decode(stored)
     except msgspec.DecodeError as error:
-        return _decode_loosely(stored, error)
+        return _decode_loosely(stored, error, Record, TAGS)
+    except RecursionError as error:
+        raise Unreadable("nested too deeply to be read back") from error
+
+
+def decode_session(stored: bytes) -> SessionRecord:
+    """The record of a session, as `decode`. Raises Unreadable."""
+    try:
+        return _session_decoder.decode(stored)
+    except msgspec.DecodeError as error:
+        return _decode_loosely(stored, error, SessionRecord, SESSION_TAGS)
     except RecursionError as error:
         raise Unreadable("nested too deeply to be read back") from error
 
@@ -95,7 +117,26 @@ def recorded(arrival: Arrival) -> Recorded:
     )
 
 
-def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
+def record_id_of(arrival: Arrival) -> str | None:
+    """The id of a record, of whatever kind; None: it is no record of ours."""
+    try:
+        return decode(arrival.stored).record_id
+    except Unreadable:
+        return None
+
+
+def session_recorded(arrival: Arrival) -> SessionRecorded:
+    """What a message about a session says. Raises Unreadable."""
+    whose = session_of_subject(arrival.subject)
+    if whose is None:
+        raise Unreadable(f"{arrival.subject} is no session's subject")
+    record = decode_session(arrival.stored)
+    return SessionRecorded(
+        sequence=arrival.sequence, owner=whose[0], word=whose[1], record=record, sha256=arrival.sha256
+    )
+
+
+def _decode_loosely(stored: bytes, error: msgspec.DecodeError, kind: type[Ours], known: frozenset[str]) -> Ours:
     try:
         loose = _loose.decode(stored)
     except msgspec.DecodeError:
@@ -103,11 +144,11 @@ def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
     except RecursionError as too_deep:
         raise Unreadable("nested too deeply to be read back") from too_deep
     tag = loose.fact.get("type")
-    if not isinstance(tag, str) or tag in TAGS:
+    if not isinstance(tag, str) or tag in known:
         raise Unreadable(str(error)) from error
     stamp = {name: getattr(loose, name) for name in Stamp.__struct_fields__}
     rest = {name: value for name, value in loose.fact.items() if name != "type"}
-    return Record(**stamp, fact=UnknownFact(tag=tag, fields=rest))
+    return kind(**stamp, fact=UnknownFact(tag=tag, fields=rest))
 
 
 def blobs_of(stored: bytes) -> tuple[str, ...]:
@@ -194,6 +235,7 @@ def _default(field: msgspec.structs.FieldInfo) -> object:
 
 
 TAGS = frozenset(str(kind.__struct_config__.tag) for kind in TaskFact.__args__)
+SESSION_TAGS = frozenset(str(kind.__struct_config__.tag) for kind in SessionFact.__args__)
 """The tags that this release knows."""
 
 

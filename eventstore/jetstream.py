@@ -12,7 +12,7 @@ import structlog
 from eventstore import codec
 from eventstore.blobs import JetStreamBlobs
 from eventstore.connection import Connection, RefusedByServer
-from eventstore.events import LogRecord, Owner, Record, TaskId
+from eventstore.events import LogRecord, Owner, Record, SessionRecord, TaskId
 from eventstore.log import (
     CHECKPOINTS,
     Arrival,
@@ -22,8 +22,10 @@ from eventstore.log import (
     OnReset,
     OutcomeUnknown,
     Recorded,
+    SessionRecorded,
     Tail,
     WrongExpectedSequence,
+    session_subject,
     subjects_of,
     task_of_subject,
     task_subject,
@@ -49,6 +51,8 @@ AT_ONCE = 256
 """Records put back without waiting for the acknowledgement of those before."""
 EPOCH, FAR = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """The server counts nanoseconds in 64 bits: moments before and after mean others to it."""
+BEHIND_S = 0.05
+"""After so long a replica that was behind the leader is asked again."""
 WINDOW = 1024
 """Appends in flight at most; more wait their turn."""
 
@@ -116,12 +120,35 @@ class JetStreamLog:
             sequence = await self._store(subject, record.record_id, stored, expected)
         return Recorded(sequence=sequence, owner=owner, task_id=task_id, record=record, stored=stored)
 
+    async def append_session(
+        self, owner: Owner, session_id: str, record: SessionRecord, expected: int
+    ) -> SessionRecorded:
+        """Add one record to a session, if its last sequence is `expected` (0: it has none). Raises as `append`."""
+        return codec.session_recorded(await self._append(session_subject(owner, session_id), record, expected))
+
+    async def read_session(self, owner: Owner, session_id: str, *, after: int = 0) -> list[SessionRecorded]:
+        """All that the leader has of a session after a sequence."""
+        subject = session_subject(owner, session_id)
+        last = await self.last_on(subject)
+        until = time.monotonic() + self._patience_s
+        while last > after:
+            found = await self._stream.batch(subject, after=after)
+            if found and found[-1].sequence >= last:
+                return [codec.session_recorded(one) for one in found]
+            if time.monotonic() > until:
+                raise LogUnavailable(f"{subject}: no replica has record {last}")
+            await asyncio.sleep(BEHIND_S)
+        return []
+
     async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
         """Add a checkpoint, if the last one's sequence is `expected`. Raises as `append`."""
-        stored = await self._packed(CHECKPOINTS, record, expected)
+        return await self._append(CHECKPOINTS, record, expected)
+
+    async def _append(self, subject: str, record: SessionRecord | LogRecord, expected: int) -> Arrival:
+        stored = await self._packed(subject, record, expected)
         async with self._window:
-            sequence = await self._store(CHECKPOINTS, record.record_id, stored, expected)
-        return Arrival(sequence, CHECKPOINTS, stored)
+            sequence = await self._store(subject, record.record_id, stored, expected)
+        return Arrival(sequence, subject, stored)
 
     async def put_back(self, arrivals: Sequence[Arrival]) -> None:
         """Write records of another log as they are there, at the same sequences: the last one here has to be the one
@@ -277,7 +304,7 @@ class JetStreamLog:
             if found < expected:
                 raise WrongExpectedSequence(subject, expected, found)  # the log went back
             return None
-        if _id_of(after_expected) == record_id:
+        if codec.record_id_of(after_expected) == record_id:
             return after_expected.sequence
         raise WrongExpectedSequence(subject, expected, after_expected.sequence)
 
@@ -300,10 +327,3 @@ def _refers(arrival: Arrival, blob: str) -> bool:
         return blob in codec.blobs_of(arrival.stored)
     except codec.Unreadable:
         return False
-
-
-def _id_of(arrival: Arrival) -> str | None:
-    try:
-        return codec.decode(arrival.stored).record_id
-    except codec.Unreadable:
-        return None

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from eventstore.codec import TAGS, Unreadable, decode_checkpoint, field_of
+from eventstore.codec import SESSION_TAGS, TAGS, Unreadable, decode_checkpoint, field_of
 from eventstore.events import BlobReference, Checkpoint, Ending, FileReference, LogRecord, Time
 from eventstore.log import CHECKPOINTS, Arrival
 from projections.lines import whose
@@ -133,7 +133,8 @@ class Verification:
             self._links[arrival.subject] = _Link(version, digest.hexdigest(), arrival.sequence, at)
             return []
         self._link(arrival, head, digest.hexdigest())
-        if head.fact.type not in TAGS and not arrival.subject.startswith((CHECKPOINTS, "sessions.")):
+        known = SESSION_TAGS if arrival.subject.startswith("sessions.") else TAGS
+        if head.fact.type not in known and arrival.subject != CHECKPOINTS:
             self.newer += 1
         own = [] if head.blob is None else [Wanted(arrival, head.blob.name, head.blob.sha256)]
         return own + [Wanted(arrival, file.blob, file.sha256) for file in head.fact.files]

@@ -38,7 +38,7 @@ from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
-from app.feed import Streams, TaskStream
+from app.feed import OurWords, Streams, TaskStream
 from app.following import PAGE_BYTES
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
@@ -154,7 +154,7 @@ async def get_events(
     cursor = BEGINNING if resumed is None else cursor_of(resumed)
     if _at_the_end(attached.task, cursor):
         return Response(b"", status_code=204, media_type=None)  # pyright: ignore[reportReturnType]  # litestar takes both
-    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, cursor)
+    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, OurWords(cursor))
 
 
 @get(

@@ -13,7 +13,14 @@ from litestar.types import ControllerRouterHandler
 from app.agents.catalogue import Catalogue
 from app.conversation import earlier_tasks
 from app.decide import Rejected
-from app.dialects import shannon_about, shannon_controls, shannon_review
+from app.dialects import (
+    shannon_about,
+    shannon_controls,
+    shannon_review,
+    shannon_session_routes,
+    shannon_stream_routes,
+    shannon_ws,
+)
 from app.dialects.asked import Asked, cause_of, known_versions
 from app.dialects.budgets import shannon_refusal
 from app.dialects.polling import find, rendered
@@ -43,6 +50,9 @@ from eventstore.log import TooLarge
 from projections.task import Task
 
 log = structlog.stdlib.get_logger()
+
+STREAMS = f"{PREFIX}/api/v1/stream/"
+"""Where a token may come in the query."""
 
 TaskPath = FromPath[str]
 
@@ -111,6 +121,9 @@ HANDLERS: list[ControllerRouterHandler] = [
     *shannon_controls.HANDLERS,
     *shannon_review.HANDLERS,
     *(shannon_about.health, shannon_about.readiness, openapi),
+    *shannon_stream_routes.HANDLERS,
+    *shannon_session_routes.HANDLERS,
+    *shannon_ws.HANDLERS,
 ]
 """All of Shannon's routes. Its other rooms' handlers are added here."""
 
