@@ -130,12 +130,8 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-<<<<<<< HEAD
             metrics = tasks.metrics
             limits = Limits(http.limits, metrics)
-=======
-            metrics, limits = tasks.metrics, Limits(http.limits)
->>>>>>> tokens
             async with (
                 asking(connection) as figures,
                 telling(connection, metrics.instance, metrics.told),
@@ -156,12 +152,7 @@ async def open_rooms(
                     async with rooms.mcp.run():
                         yield rooms
                 finally:
-<<<<<<< HEAD
-                    if rooms.issuer is not None:
-                        await rooms.issuer.close()
-=======
                     await rooms.bearers.close()
->>>>>>> tokens
         finally:
             await tasks.close()
             await switches.close()
@@ -218,14 +209,8 @@ class Authentication(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
-<<<<<<< HEAD
         secret = credentials(connection.headers, _token_in_query(connection))
-        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
-=======
-        stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
-        secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
         return AuthenticationResult(user=await self._bearers.authenticate(secret), auth=None)
->>>>>>> tokens
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -261,11 +246,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
-<<<<<<< HEAD
-            "issuer": given(rooms.issuer),
-=======
             "bearers": given(rooms.bearers),
->>>>>>> tokens
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "sessions": given(Sessions(rooms.tasks, rooms.lists)),
@@ -277,13 +258,8 @@ def build(rooms: Rooms) -> ASGIApp:
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
-<<<<<<< HEAD
-            DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer),
-            DefineMiddleware(Limiting, limits=rooms.limits),
-=======
             DefineMiddleware(Authentication, bearers=rooms.bearers),
-            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
->>>>>>> tokens
+            DefineMiddleware(Limiting, limits=rooms.limits),
         ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
@@ -302,13 +278,7 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-<<<<<<< HEAD
-    return Observed(
-        Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens, rooms.issuer), rooms.metrics
-    )
-=======
     return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.bearers), rooms.metrics)
->>>>>>> tokens
 
 
 def _told_elsewhere(path: str) -> Budget | None:

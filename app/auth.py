@@ -37,13 +37,8 @@ class Principal(Struct, frozen=True, kw_only=True):
     token_hash: str
     dialect: Dialect | None = None
     expires_at: datetime | None = None
-<<<<<<< HEAD
-    plan: Plan = PLAN
-    vouched_for: bool = False
-=======
     vouched_for: bool = False
     plan: Plan = PLAN
->>>>>>> tokens
 
     def need(self, scope: Scope) -> None:
         """Raises NotAllowed."""

@@ -73,13 +73,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     reads: Literal["strict", "bounded"] = "strict"
     niyra_execute_window_s: float = 60.0
     niyra_ask_window_s: float = 30.0
-<<<<<<< HEAD
-    limits: LimitSettings = LimitSettings()
-    oauth: OAuthSettings | None = None
-=======
     oauth: OAuthSettings | None = None
     limits: LimitSettings = LimitSettings()
->>>>>>> tokens
 
     @property
     def beyond_loopback(self) -> bool:
