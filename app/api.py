@@ -28,11 +28,16 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes, shannon_routes
+from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
+from app.dialects.crossroads import Crossroads
+from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import Mcp
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
+from app.limiting import Limiting, Telling
+from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
@@ -45,6 +50,7 @@ from eventstore.checkpointing import Signer
 from eventstore.connection import Connection
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
+from eventstore.switches import Switches
 from eventstore.tokens import Tokens
 
 log = structlog.stdlib.get_logger()
@@ -56,7 +62,7 @@ TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: c
 QUIET = ("/health", "/metrics")
 EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
-VENDORS = (niyra_routes, shannon_routes)
+VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -69,24 +75,35 @@ class Rooms:
         connection: Connection,
         tasks: Tasks,
         tokens: Tokens,
+        switches: Switches,
         catalogue: Catalogue,
         http: HttpSettings,
         figures: Figures,
         lists: Lists,
+        limits: Limits,
     ) -> None:
         self.lists = lists
+        self.limits = limits
         self.connection = connection
         self.figures = figures
         self.tasks = tasks
         self.tokens = tokens
+        self.switches = switches
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
+        self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
+        self.mcp = Mcp(self.calls, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
         self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
+
+    def drain(self) -> None:
+        """Let nobody wait for what this process would say later."""
+        self.streams.drain()
+        self.tasks.leave()
 
 
 @asynccontextmanager
@@ -101,6 +118,7 @@ async def open_rooms(
             connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
         )
         tokens = await Tokens.open(connection, replicas=log_settings.replicas)
+        switches = await Switches.open(connection, replicas=log_settings.replicas)
         tasks = await Tasks.open(
             event_log,
             Metrics("api"),
@@ -109,19 +127,28 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics = tasks.metrics
-            async with asking(connection) as figures, telling(connection, metrics.instance, metrics.told):
-                yield Rooms(
+            metrics, limits = tasks.metrics, Limits(http.limits)
+            async with (
+                asking(connection) as figures,
+                telling(connection, metrics.instance, metrics.told),
+                limits.shared(connection, metrics.instance),
+            ):
+                rooms = Rooms(
                     connection=connection,
                     tasks=tasks,
                     tokens=tokens,
+                    switches=switches,
                     catalogue=catalogue,
                     http=http,
                     figures=figures,
                     lists=lists,
+                    limits=limits,
                 )
+                async with rooms.mcp.run():
+                    yield rooms
         finally:
             await tasks.close()
+            await switches.close()
             await tokens.close()
             await event_log.close()
     finally:
@@ -202,6 +229,7 @@ def build(rooms: Rooms) -> ASGIApp:
         route_handlers=[
             native_routes.routes(),
             *(route for vendor in VENDORS for route in vendor.routes()),
+            rooms.mcp.routes(),
             live,
             ready,
             metrics,
@@ -211,15 +239,20 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
+            "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
             "catalogue": given(rooms.catalogue),
+            "calls": given(rooms.calls),
             "signer": given(Signer(rooms.connection)),
         },
-        middleware=[DefineMiddleware(Authentication, tokens=rooms.tokens)],
+        middleware=[
+            DefineMiddleware(Authentication, tokens=rooms.tokens),
+            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+        ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
         if http.cors_origins
@@ -237,7 +270,12 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Tracing(app), rooms.metrics)
+    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens), rooms.metrics)
+
+
+def _told_elsewhere(path: str) -> Budget | None:
+    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
+    return "niyra.poll" if niyra_routes.answers_for(path) else None
 
 
 class Observed:
@@ -260,7 +298,7 @@ class Observed:
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])  # some say it with an enum, which a log would spell out
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -312,15 +350,15 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which cuts the open streams first when told to stop: their clients resume elsewhere."""
+    """uvicorn, which first cuts its streams when told to stop, and answers those who wait: they go on elsewhere."""
 
-    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+    def __init__(self, config: uvicorn.Config, rooms: Rooms) -> None:
         super().__init__(config)
-        self._streams = streams
+        self._rooms = rooms
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop."""
-        self._streams.drain()
+        self._rooms.drain()
         super().handle_exit(sig, frame)
 
 
@@ -342,7 +380,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
         backlog=2048,
     )
-    server = Server(config, rooms.streams)
+    server = Server(config, rooms)
     # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)

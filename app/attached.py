@@ -117,17 +117,20 @@ class Attached:
             reader.cut_off(why)
         self.wake()
 
-    async def until(self, satisfied: Callable[[Task], bool], timeout_s: float) -> bool:
-        """Wait until the task is so, or void; False when the time is over."""
+    async def until(
+        self, satisfied: Callable[[Task], bool], timeout_s: float, *, leaving: asyncio.Future[None] | None = None
+    ) -> bool:
+        """Wait until the task is so, or void; False when the time is over, or (where that matters) we are leaving."""
         until = asyncio.get_running_loop().time() + timeout_s
         while not self.void and not satisfied(self.task):
             left_s = until - asyncio.get_running_loop().time()
-            if left_s <= 0:
+            if left_s <= 0 or (leaving is not None and leaving.done()):
                 return False
             changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._changed.add(changed)
             try:
-                await asyncio.wait({changed}, timeout=left_s)
+                waiting = {changed} if leaving is None else {changed, leaving}
+                await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._changed.discard(changed)
         return True

@@ -2,12 +2,16 @@
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Literal
 
 from litestar.datastructures import Headers
 from msgspec import Struct
 
 from eventstore.events import Owner
-from eventstore.tokens import INCLUDED_IN, Dialect, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+
+Header = Literal["key", "bearer"]
+"""Where a token came: `X-API-Key`, or `Authorization: Bearer`."""
 
 
 class NotAuthenticated(Exception):
@@ -31,16 +35,29 @@ class Principal(Struct, frozen=True, kw_only=True):
     token_hash: str
     dialect: Dialect | None = None
     expires_at: datetime | None = None
+    plan: Plan = PLAN
 
     def need(self, scope: Scope) -> None:
-        """Raises NotAllowed. `admin` may do everything to its own."""
-        if self.scopes.isdisjoint({scope, INCLUDED_IN.get(scope, scope), "admin"}):
+        """Raises NotAllowed."""
+        if not self.may(scope):
             raise NotAllowed(scope)
+
+    def may(self, scope: Scope) -> bool:
+        """Whether their scopes allow what this one does. `admin` may do everything to its own, and only that."""
+        allowing: set[Scope] = {scope, INCLUDED_IN.get(scope, scope)}
+        if scope not in OVER_ALL:
+            allowing |= {"admin", "admin:all"}
+        return not self.scopes.isdisjoint(allowing)
 
     @property
     def hears_all(self) -> bool:
         """Whether the whole log is theirs to read. Not by `admin`: that is about one's own."""
-        return "audit:all" in self.scopes
+        return self.may("audit:all")
+
+    @property
+    def rules_all(self) -> bool:
+        """Whether everybody's tokens and tools are theirs to rule."""
+        return self.may("admin:all")
 
     @property
     def actor(self) -> str:
@@ -48,14 +65,20 @@ class Principal(Struct, frozen=True, kw_only=True):
         return f"{self.owner}/{self.token_id}"
 
 
-def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
-    """The token that came with a request: `X-API-Key`, a bearer token, or (streams only) the query's `token`."""
+def presented(headers: Headers) -> tuple[Header | None, str | None]:
+    """The token that came in a request's headers, and in which: `X-API-Key` beats `Authorization: Bearer`."""
     if key := headers.get("x-api-key"):
-        return as_kept(key)
+        return "key", as_kept(key)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return as_kept(token.strip())
-    return as_kept(token_in_query) if token_in_query else None
+        return "bearer", as_kept(token.strip())
+    return None, None
+
+
+def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
+    """The token that came with a request: in a header, or (streams only) the query's `token`."""
+    _, token = presented(headers)
+    return token or (as_kept(token_in_query) if token_in_query else None)
 
 
 def as_kept(secret: str) -> str:
@@ -73,6 +96,7 @@ def principal_of(token: Token, secret: str) -> Principal:
         token_hash=hashed(secret),
         dialect=token.dialect,
         expires_at=token.expires_at,
+        plan=token.plan,
     )
 
 

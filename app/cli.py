@@ -21,6 +21,7 @@ from app import __version__
 from app.agents.builtin import catalogue
 from app.agents.catalogue import Catalogue, UnknownAgent
 from app.child import COULD_NOT_TRY, ChildGaveUp, die_with_supervisor
+from app.limit_options import LIMITS
 from app.logs import configure_logs
 from app.options import (
     AUDIT,
@@ -103,7 +104,10 @@ def tasktrail() -> None:
 
 
 @tasktrail.command(
-    params=[*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *WORKING, LEASE, SWEEP, LOG_LEVEL]
+    params=[
+        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *LIMITS, *WORKING),
+        *(LEASE, SWEEP, LOG_LEVEL),
+    ]
 )
 @click.pass_context
 def serve(
@@ -149,7 +153,7 @@ def serve(
         run(supervise(site, announce))
 
 
-@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, LOG_LEVEL])
+@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *LIMITS, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
 def api(fd: int | None, views_url: str | None, **given: object) -> None:
     """Answer HTTP, on a shared NATS.

@@ -74,6 +74,7 @@ class Metrics:
             "streams_cut", "Streams and audit feeds cut off before their end, by reason", "why", in_api
         )
         self.requests = _counter("http_requests", "HTTP answers, by status; 0: the client left first", "status", in_api)
+        self.limited = _counter("requests_limited", "Requests refused by a token's limit", "dialect", in_api)
         self.runs = _counter("runs_begun", "Runs begun", "agent", in_worker)
         self.failed_runs = _counter(
             "runs_failed", "Runs that an unexpected error of the agent broke", "agent", in_worker

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from app.local import DEFAULT_DIRECTORY
-from app.settings import AgentSettings, AuditSettings, HttpSettings, LogSettings, WorkerSettings
+from app.settings import LIMITED, AgentSettings, AuditSettings, HttpSettings, LogSettings, WorkerSettings
 from eventstore.connection import NatsAddress, hidden
 
 Value = TypeVar("Value")
@@ -240,8 +240,8 @@ def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -
 
 def http_settings(given: Mapping[str, object]) -> HttpSettings:
     """From a command's parameters. Raises UsageError for a certificate that can't be used."""
-    told = {name: given[name] for name in HttpSettings.__struct_fields__ if given[name] is not None}
-    http = msgspec.convert(told, HttpSettings)
+    told = {name: given[name] for name in HttpSettings.__struct_fields__ if given.get(name) is not None}
+    http = msgspec.convert(told | {"limits": {name: given[name] for name in LIMITED}}, HttpSettings)
     if http.ssl_keyfile and not http.ssl_certfile:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     if http.ssl_certfile:

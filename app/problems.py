@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
+from app.limits import RateLimited
 from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
 from eventstore.log import BadSubject, BlobDamaged, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
@@ -25,6 +26,14 @@ class BadRequest(Exception):
 
 class UnknownCursor(Exception):
     """It is of another life of the log: what was read before it is void."""
+
+
+class OwnToken(Exception):
+    """A token does not revoke itself: whoever did that by mistake would be locked out."""
+
+
+class TooMany(Exception):
+    """One owner has as many of these as one may have."""
 
 
 class TooManyFeeds(Exception):
@@ -72,10 +81,13 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadRequest: (400, "bad_request", "The request can't be understood"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
     UnknownCursor: (409, "unknown_cursor", "A cursor of another life of the log"),
+    OwnToken: (409, "own_token", "A token does not revoke itself"),
+    TooMany: (409, "too_many", "As many as one owner may have"),
     TooManyFeeds: (503, "too_many_feeds", "As many audit feeds as there may be"),
     BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
     TooLarge: (413, "too_large", "Too large"),
+    RateLimited: (429, "rate_limited", "The token has asked as often as it may"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
     # Not to be asked again soon: it is so until somebody changes it.
@@ -112,6 +124,8 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
         if kind in ERRORS:
             status, code, title = ERRORS[kind]
             headers = {"Retry-After": str(RETRY_AFTER_S[code])} if code in RETRY_AFTER_S else {}
+            if isinstance(error, RateLimited):
+                headers["Retry-After"] = str(error.retry_after_s)
             if status == 401:
                 headers["WWW-Authenticate"] = 'Bearer realm="tasktrail"'
             task_id = error.task_id if isinstance(error, OutcomeUnknown) else None

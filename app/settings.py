@@ -10,6 +10,32 @@ from eventstore.connection import NatsAddress
 MIB = 1024 * 1024
 
 
+class LimitSettings(Struct, frozen=True, kw_only=True):
+    """How many requests one token may make; a token's plan may say otherwise. 0: as many as it likes."""
+
+    native_limit: int = 0
+    niyra_ask_limit: int = 60
+    niyra_execute_limit: int = 20
+    niyra_poll_limit: int = 600
+    shannon_minute_limit: int = 60
+    shannon_hour_limit: int = 1_000
+    shannon_day_limit: int = 10_000
+    nanonets_limit: int = 600
+
+
+LIMITED = {
+    "native_limit": "of our own API in a minute. 0: as many as it likes.",
+    "niyra_ask_limit": "to Niyra's `ask` in a minute.",
+    "niyra_execute_limit": "to Niyra's `execute` in a minute.",
+    "niyra_poll_limit": "to Niyra's `get_task` in a minute.",
+    "shannon_minute_limit": "of Shannon's API in a minute.",
+    "shannon_hour_limit": "of Shannon's API in an hour.",
+    "shannon_day_limit": "of Shannon's API in a day.",
+    "nanonets_limit": "of Nanonets' API in a minute.",
+}
+"""What each is about."""
+
+
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """How the API listens and what it bounds. Sizes in bytes."""
 
@@ -28,6 +54,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     reads: Literal["strict", "bounded"] = "strict"
     niyra_execute_window_s: float = 60.0
     niyra_ask_window_s: float = 30.0
+    limits: LimitSettings = LimitSettings()
 
     @property
     def beyond_loopback(self) -> bool:

@@ -28,7 +28,7 @@ from eventstore.lock import Lock, writing
 from eventstore.log import LogUnavailable
 from eventstore.queue import announce_lost
 from eventstore.server import EmbeddedServer
-from eventstore.tokens import SCOPES, Tokens, new_token
+from eventstore.tokens import SCOPES, Plan, Tokens, new_token
 
 log = structlog.stdlib.get_logger()
 
@@ -199,12 +199,12 @@ async def _settled_token(connection: Connection, directory: Path, site: Site) ->
     tokens = await Tokens.open(connection, replicas=site.replicas)
     try:
         kept = read_local(directory)
-        if site.token is None and kept is not None and await tokens.find(kept.token) is not None:
-            return kept.token
-        token = site.token or new_token()
-        await tokens.add(token, OWNER, SCOPES, note="made by tasktrail serve")
-        with writing(directory):
-            write_local(directory, Local(token=token))
+        token = site.token or (kept.token if kept and await tokens.find(kept.token) else new_token())
+        # One that an older release made gets the scopes that have come since.
+        await tokens.add(token, OWNER, SCOPES, note="made by tasktrail serve", plan=Plan(unlimited=True))
+        if kept is None or kept.token != token:
+            with writing(directory):
+                write_local(directory, Local(token=token))
         return token
     finally:
         await tokens.close()

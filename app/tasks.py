@@ -76,6 +76,7 @@ class Tasks:
         self._attached: OrderedDict[str, Attached] = OrderedDict()
         self._working: set[asyncio.Task[object]] = set()
         self._tail: Tail | None = None
+        self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def open(
@@ -104,8 +105,14 @@ class Tasks:
         """Tasks in memory."""
         return len(self._attached)
 
+    def leave(self) -> None:
+        """Whoever waits for a task is answered now: what it will be later, another process says."""
+        if not self.leaving.done():
+            self.leaving.set_result(None)
+
     async def close(self) -> None:
         """Let appends in flight end; then follow no more."""
+        self.leave()
         if self._working:
             await asyncio.wait(self._working, timeout=10)
         for attached in self._attached.values():
@@ -311,13 +318,17 @@ class Tasks:
     ) -> AsyncGenerator[tuple[int, TaskFact | UnknownFact]]:
         """The task's facts after a sequence, what is too big for the log fetched. Raises LogUnavailable."""
         for recorded in await self.log.read(attached.owner, attached.task_id, after=after):
-            fact, reference = recorded.record.fact, recorded.record.blob
-            if reference is not None and not isinstance(fact, UnknownFact):
-                content = await self.log.blobs.get(reference.name)
-                if content is None:
-                    raise LogUnavailable(f"{attached.task_id}: blob {reference.name} is missing")
-                fact = codec.unpack(fact, content)
-            yield recorded.sequence, fact
+            yield recorded.sequence, await self.whole_fact(recorded)
+
+    async def whole_fact(self, recorded: Recorded) -> TaskFact | UnknownFact:
+        """The record's fact, with what is too big for the log. Raises LogUnavailable."""
+        fact, reference = recorded.record.fact, recorded.record.blob
+        if reference is None or isinstance(fact, UnknownFact):
+            return fact
+        content = await self.log.blobs.get(reference.name)
+        if content is None:
+            raise LogUnavailable(f"{recorded.task_id}: blob {reference.name} is missing")
+        return codec.unpack(fact, content)
 
     # --- following ------------------------------------------------------------------------------------------------
 

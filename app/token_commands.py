@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import click
 import msgspec
@@ -15,9 +16,10 @@ from app.replies import NoAddress
 from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress, RefusedByServer
 from eventstore.events import Owner
-from eventstore.log import BadSubject, owner_word
-from eventstore.tokens import BUCKET, SCOPES, Scope, Token, Tokens, new_token
+from eventstore.log import BadSubject, owner_named
+from eventstore.tokens import BUCKET, LIMIT_NAMES, SCOPES, Dialect, Plan, Scope, Token, Tokens, new_token
 
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 UNITS = {
     "s": timedelta(seconds=1),
@@ -53,6 +55,19 @@ class ScopesType(click.ParamType[tuple[Scope, ...]]):
         return tuple(scope for scope in SCOPES if scope in asked)
 
 
+class DialectType(click.ParamType[Dialect]):
+    """A dialect."""
+
+    name = "dialect"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Dialect:
+        """By its name."""
+        for dialect in get_args(Dialect):
+            if value == dialect:
+                return dialect
+        self.fail(f"{value!r} is no dialect; there are: {', '.join(get_args(Dialect))}", param, ctx)
+
+
 class DurationType(click.ParamType[timedelta]):
     """A length of time."""
 
@@ -68,15 +83,32 @@ class DurationType(click.ParamType[timedelta]):
         return lasts
 
 
+class LimitType(click.ParamType[tuple[str, int]]):
+    """A limit of the token's own."""
+
+    name = "limit"
+
+    def convert(
+        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Its name and a number."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = value.partition("=")
+        if name not in LIMIT_NAMES or not NUMBER.fullmatch(number):
+            self.fail(f"{value!r} is no limit: write NAME=NUMBER, of {', '.join(LIMIT_NAMES)}", param, ctx)
+        return name, int(number)
+
+
 class OwnerType(click.ParamType[Owner]):
     """Whose tasks the token opens."""
 
     name = "owner"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Owner:
-        """The log's word for the name."""
+        """The log's word for the name; a word that a list shows is itself."""
         try:
-            return owner_word(value)
+            return owner_named(value)
         except BadSubject as error:
             self.fail(str(error), param, ctx)
 
@@ -94,9 +126,28 @@ def tokens() -> None:
 @click.option("--owner", type=OwnerType(), required=True, help="Whose tasks it opens: a person, a team, a program.")
 @click.option("--scopes", type=ScopesType(), required=True, metavar="A,B", help=f"Of: {', '.join(SCOPES)}.")
 @click.option("--expires", type=DurationType(), metavar="30d", help="After so long: 90s, 30m, 12h, 30d, 4w.  [never]")
+@click.option("--dialect", type=DialectType(), help="Whose API it is for, where a path is several's.  [none]")
 @click.option("--note", default="", help="For people who read the list.")
+@click.option("--multiplier", type=click.IntRange(1, 1_000), default=1, help="So many times each of our limits.")
+@click.option(
+    "--limit",
+    "limits",
+    type=LimitType(),
+    multiple=True,
+    metavar="NAME=N",
+    help=f"Its own instead of ours; repeatable. NAME is of: {', '.join(LIMIT_NAMES)}.",
+)
+@click.option("--unlimited", is_flag=True, help="No limits at all.")
 @click.pass_obj
-def create(nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: timedelta | None, note: str) -> None:
+def create(
+    nats: NatsAddress,
+    owner: Owner,
+    scopes: tuple[Scope, ...],
+    expires: timedelta | None,
+    dialect: Dialect | None,
+    note: str,
+    **plan: object,
+) -> None:
     """Make a token and print it: it is shown this once, and nothing else is on standard output.
 
     \b
@@ -105,7 +156,14 @@ def create(nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: 
     """
     secret = new_token()
     expires_at = None if expires is None else datetime.now(UTC) + expires
-    made = asyncio.run(_create(nats, secret, owner, scopes, expires_at, note))
+
+    async def add() -> Token:
+        async with _bucket(nats) as bucket:
+            return await bucket.add(
+                secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note, plan=_plan(plan)
+            )
+
+    made = asyncio.run(add())
     until = f"until {moment(made.expires_at)}" if made.expires_at else "for ever"
     click.echo(f"token {made.id} of {made.owner}, valid {until}:", err=True)
     click.echo(secret)
@@ -132,13 +190,15 @@ def list_tokens(nats: NatsAddress, as_json: bool) -> None:
             token.id,
             token.owner,
             ",".join(token.scopes),
+            token.dialect or "",
             moment(token.created_at),
             _expiry(token, now),
+            limits_told(token.plan),
             token.note,
         )
         for token in known
     ]
-    click.echo(table(("ID", "OWNER", "SCOPES", "CREATED", "EXPIRES", "NOTE"), rows))
+    click.echo(table(("ID", "OWNER", "SCOPES", "DIALECT", "CREATED", "EXPIRES", "LIMITS", "NOTE"), rows))
 
 
 @tokens.command(cls=NatsCommand)
@@ -165,11 +225,17 @@ def _expiry(token: Token, now: datetime) -> str:
     return moment(token.expires_at) + ("" if token.valid(now) else " (expired)")
 
 
-async def _create(
-    nats: NatsAddress, secret: str, owner: Owner, scopes: tuple[Scope, ...], expires_at: datetime | None, note: str
-) -> Token:
-    async with _bucket(nats) as bucket:
-        return await bucket.add(secret, owner, scopes, expires_at=expires_at, note=note)
+def _plan(given: dict[str, object]) -> Plan:
+    own = dict(msgspec.convert(given["limits"], tuple[tuple[str, int], ...]))
+    return msgspec.convert(given | {"limits": own}, Plan)
+
+
+def limits_told(plan: Plan) -> str:
+    """For people; nothing: ours."""
+    if plan.unlimited:
+        return "none"
+    ours = [] if plan.multiplier == 1 else [f"x{plan.multiplier}"]
+    return " ".join([*ours, *(f"{name}={limit}" for name, limit in plan.limits.items())])
 
 
 async def _all(nats: NatsAddress) -> list[Token]:

@@ -20,7 +20,7 @@ from app.tasks import Cause, Done
 from eventstore.connection import NatsAddress
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival
-from eventstore.tokens import SCOPES, Scope
+from eventstore.tokens import SCOPES, Plan, Scope
 
 ALL_SCOPES: tuple[Scope, ...] = SCOPES
 DEV = Owner("dev")
@@ -86,7 +86,7 @@ async def running(
         listening = socket.create_server(("127.0.0.1", 0), backlog=512)
         # What is accepted inherits it; asyncio sets it only where the listening socket named its protocol.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await rooms.tokens.add(token, DEV, ALL_SCOPES)
+        await rooms.tokens.add(token, DEV, ALL_SCOPES, plan=Plan(unlimited=True))
         config = uvicorn.Config(
             build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
             http=Protocol,
@@ -96,7 +96,7 @@ async def running(
             lifespan="off",
             timeout_graceful_shutdown=2,
         )
-        server = Server(config, rooms.streams)
+        server = Server(config, rooms)
         serving = asyncio.ensure_future(server._serve([listening]))  # pyright: ignore[reportPrivateUsage]  # serve() would take the test's signals
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         headers = {"Authorization": f"Bearer {token}"}
@@ -104,6 +104,6 @@ async def running(
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
                 yield Api(rooms, url, client, token, lambda: len(server.server_state.connections))
         finally:
-            rooms.streams.drain()
+            rooms.drain()
             server.should_exit = True
             await serving

@@ -1,7 +1,7 @@
 """Our own API's routes."""
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, get, post
@@ -16,7 +16,8 @@ from app.attached import Attached
 from app.auth import Revocations
 from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
-from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, wait_of
+from app.dialects import native_admin
+from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, known_versions, strictly, wait_of
 from app.dialects.native import (
     MAX_METADATA,
     AgentBody,
@@ -33,13 +34,12 @@ from app.dialects.native import (
 )
 from app.dialects.native_audit import AFTER, get_log, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
-from app.dialects.native_lists import list_tasks, tasks_options
+from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
 from app.feed import OurWords, Streams, TaskStream
 from app.following import PAGE_BYTES
-from app.keys import hashed_key
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
@@ -52,12 +52,11 @@ ASKING = frozenset({"waiting_for_input", "awaiting_review", "paused"})
 """Where waiting longer for the end is pointless until somebody does something."""
 
 TASK = ResponseSpec(TaskBody, generate_examples=False, description="the task")
-COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
+COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 429: PROBLEM, 503: PROBLEM}
 ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
 
 TaskPath = FromPath[str]
-Said = TypeVar("Said", bound=msgspec.Struct)
 
 
 @dataclass
@@ -231,20 +230,11 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 
 def routes() -> Router:
     """All of them."""
-    handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
+    handlers = [options("/tasks", "GET, OPTIONS, POST"), create_task, list_tasks, get_task, get_events, get_blob]
+    handlers += [cancel_task, pause_task]
     handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob, sign_checkpoint]
-    handlers += [get_asyncapi, get_facts_schema]
-    return Router(path="/", route_handlers=handlers)
-
-
-async def strictly(request: Asked, data: Said) -> Said:
-    """What was said, if it was said so: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
-    said = msgspec.json.decode(await request.body(), type=dict[str, object])
-    for name, value in said.items():
-        taken = msgspec.to_builtins(getattr(data, name))
-        if taken != value or isinstance(taken, bool) != isinstance(value, bool):
-            raise BadRequest(f"{name} has another type than {type(value).__name__}")
-    return data
+    handlers += [get_asyncapi, get_facts_schema, *native_admin.HANDLERS]
+    return Router(path="/", route_handlers=handlers, opt={"limit": "native"})
 
 
 def _at_the_end(task: Task, cursor: Cursor) -> bool:
@@ -274,12 +264,11 @@ async def _answer(
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
     request.user.need("tasks:write")
     task_id = task_id_asked(text)
-    key = idempotency_key(request)
-    keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
-    done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))
+    command = keyed(request, command)
+    done = await tasks.execute(request.user.owner, task_id, command, cause_of(request))
     if isinstance(done, Rejected):
         raise Refused(done)
-    headers = {"Idempotency-Replayed": "true"} if key and done.recorded is None else {}
+    headers = {"Idempotency-Replayed": "true"} if command.key and done.recorded is None else {}
     return await _answer(tasks, done.task, headers)
 
 

@@ -30,12 +30,12 @@ def task_id_asked(text: str) -> TaskId:
 
 
 async def wait_until(tasks: Tasks, task: Task, satisfied: Callable[[Task], bool], wait_s: float) -> Task:
-    """The task once it is so, or the time is over, whatever becomes of what is attached meanwhile.
-    Raises NotFound, LogUnavailable."""
+    """The task once it is so, or the time is over, or this process is told to stop, whatever becomes of what is
+    attached meanwhile. Raises NotFound, LogUnavailable."""
     until = asyncio.get_running_loop().time() + wait_s
     while True:
         async with tasks.attach(task.owner, task.task_id) as attached:
-            await attached.until(satisfied, until - asyncio.get_running_loop().time())
+            await attached.until(satisfied, until - asyncio.get_running_loop().time(), leaving=tasks.leaving)
             if not attached.task.version:
                 raise NotFound("no such task")
             if not attached.void:  # else the log went back, and this was its other life's

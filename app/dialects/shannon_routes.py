@@ -20,6 +20,7 @@ from app.dialects import (
     shannon_ws,
 )
 from app.dialects.asked import Asked, cause_of, known_versions
+from app.dialects.budgets import shannon_refusal
 from app.dialects.polling import find, rendered
 from app.dialects.shannon import (
     RETRY_AFTER_S,
@@ -36,6 +37,7 @@ from app.dialects.shannon_asked import LIMITED, checked_id, keyed, replayed
 from app.dialects.shannon_lists import list_tasks
 from app.dialects.shannon_submission import Submission, read_submission, to_command
 from app.dialects.shannon_tracing import PREFIX, is_shannons
+from app.limits import RateLimited
 from app.problems import Refused
 from app.tasks import Tasks
 from app.views import Lists
@@ -120,7 +122,7 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     status_code, refusal, headers = refusal_of(error)
     if status_code == 500:
         log.error("http.fault", path=request.scope["path"], exc_info=error)
-    body = msgspec.json.encode(refusal) + b"\n"
+    body = shannon_refusal(error) if isinstance(error, RateLimited) else msgspec.json.encode(refusal) + b"\n"
     return Response(body, status_code=status_code, headers=headers, media_type="application/json")
 
 

@@ -46,6 +46,15 @@ class Niyra(Struct):
                 await self.api.client.get(f"/tasks/{task_id}", headers={"Prefer": "wait=10"})
         return body
 
+    async def waiting_for_input(self, count: int) -> list[str]:
+        """The ids of the tasks whose agents ask something, once there are so many."""
+        async with asyncio.timeout(SOON_S):
+            while True:
+                listed = (await self.api.client.get("/tasks?status=waiting_for_input")).json()["data"]
+                if len(listed) >= count:
+                    return [task["task_id"] for task in listed]
+                await asyncio.sleep(0.02)
+
     @asynccontextmanager
     async def bearer(self, token: str, *scopes: Scope, owner: str = "dev") -> AsyncGenerator[httpx.AsyncClient]:
         """A client with a token of its own."""

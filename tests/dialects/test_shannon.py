@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from eventstore.connection import NatsAddress
-from eventstore.events import Json
+from eventstore.events import Json, Owner, TaskId
 from tests.dialects.shannon import TASKS, Shannon, speaking
 
 
@@ -68,8 +68,11 @@ async def test_every_status_has_its_word(shannon: Shannon):
     asking = await shannon.begun({"ask": "Which?"}, {"complete": "{answer}"})
     reviewed = await shannon.begun({"review": "Send it?"}, {"complete": "sent"})
     paused = await shannon.begun({"ask": "Which?"})
-    assert (await shannon.until(asking, "waiting_for_input"))["status"] == "TASK_STATUS_RUNNING"
-    assert (await shannon.until(reviewed, "awaiting_review"))["status"] == "TASK_STATUS_RUNNING"
+    body = await shannon.until(asking, "waiting_for_input")
+    assert (body["status"], body["metadata"]) == ("TASK_STATUS_RUNNING", {"pending_question": "Which?"})
+    body = await shannon.until(reviewed, "awaiting_review")
+    pending = {"pending_approval": {"approval_id": "approval-0", "subject": "Send it?"}}
+    assert (body["status"], body["metadata"]) == ("TASK_STATUS_RUNNING", pending)
     await shannon.until(paused, "waiting_for_input")
     assert (await shannon.post(paused, "pause")).status_code == 202
     assert (await shannon.get(paused))["status"] == "TASK_STATUS_PAUSED"
@@ -89,3 +92,59 @@ async def test_health_and_the_routes_are_told_to_anybody(shannon: Shannon):
             assert (answer.status_code, answer.json()["status"]) == (200, status)
         told = (await anybody.get("/openapi.json")).json()
     assert {"/api/v1/tasks", "/api/v1/tasks/{task_id}/cancel", "/health"} <= told["paths"].keys()
+
+
+async def test_a_session_id_is_given_back_as_it_was_submitted(shannon: Shannon):
+    """In the body, and in the header where that can hold it."""
+    for session_id in ("a\r\nX-Injected: 1", "é", " a", "a b", "user:1.x", "\x00", "'; drop"):
+        answer = await shannon.submit({"complete": "x"}, session_id=session_id)
+        assert "X-Injected" not in answer.headers
+        assert answer.headers.get("X-Session-ID", session_id) == session_id
+        assert answer.json()["message"] == f"Task submitted successfully. Session: {session_id}"
+        assert (await shannon.get(answer.json()["task_id"]))["session_id"] == session_id
+    assert "X-Session-ID" in answer.headers
+
+
+async def test_an_agent_is_told_what_was_said_in_the_session(shannon: Shannon):
+    first = await shannon.begun({"complete": "one"}, query="first", session_id="s1")
+    await shannon.ended(first)
+    second = TaskId(await shannon.begun({"complete": "two"}, query="second", session_id="s1"))
+    attached, _ = await shannon.api.rooms.tasks.get(Owner("dev"), second)
+    assert attached is not None
+    assert attached.task.earlier == (first,)
+
+
+async def listed(shannon: Shannon, **query: str | int) -> tuple[list[str], int]:
+    """The ids of a page, and how many there are."""
+    answer = await shannon.api.client.get(TASKS, params=query)
+    assert answer.status_code == 200, answer.text
+    return [one["task_id"] for one in answer.json()["tasks"]], answer.json()["total_count"]
+
+
+async def test_a_list_has_what_was_submitted_newest_first(shannon: Shannon):
+    usage: Json = {"usage": {"model": "m", "input_tokens": 2, "output_tokens": 1, "cost": 0.5}}
+    done = await shannon.begun(usage, {"complete": "x"}, query="one", session_id="s1", mode="complex")
+    failed = await shannon.begun({"fail": {}}, session_id="s1")
+    asking = await shannon.begun({"ask": "?"})
+    paused = await shannon.begun({"ask": "?"})
+    await shannon.ended(done)
+    await shannon.ended(failed)
+    for task_id in (asking, paused):
+        await shannon.until(task_id, "waiting_for_input")
+    await shannon.post(paused, "pause")
+    assert await listed(shannon) == ([paused, asking, failed, done], 4)
+    assert await listed(shannon, limit=2, offset=1) == ([asking, failed], 4)
+    assert await listed(shannon, limit=2, offset=3) == ([done], 4)
+    assert await listed(shannon, offset=10**17) == ([], 4)
+    assert await listed(shannon, session_id="s1") == ([failed, done], 2)
+    assert await listed(shannon, status="completed", session_id="s1") == ([done], 1)
+    assert await listed(shannon, status="Running") == ([asking], 1)
+    assert await listed(shannon, status="QUEUED") == ([], 0)
+    await shannon.post(asking, "cancel")
+    assert await listed(shannon, status="CANCELED") == ([asking], 1)
+    item = (await shannon.api.client.get(TASKS, params={"session_id": "s1"})).json()["tasks"][1]
+    spent = {"total_tokens": 3, "cost_usd": 0.5, "prompt_tokens": 2, "completion_tokens": 1}
+    assert (item["query"], item["status"], item["mode"]) == ("one", "TASK_STATUS_COMPLETED", "EXECUTION_MODE_COMPLEX")
+    assert item["total_token_usage"] == spent
+    assert item["created_at"] < item["completed_at"]
+    assert "completed_at" not in (await shannon.api.client.get(TASKS)).json()["tasks"][0]

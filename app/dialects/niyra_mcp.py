@@ -1,0 +1,223 @@
+"""Niyra's MCP endpoint: its calls as tools, by the official SDK, for clients of the old and the new protocol."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import mcp_types as mcp
+import msgspec
+import structlog
+from litestar import asgi
+from litestar.exceptions import MethodNotAllowedException, PermissionDeniedException
+from litestar.handlers import ASGIRouteHandler
+from litestar.types import Receive, Scope, Send
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from msgspec import Struct
+from starlette.requests import Request
+
+from app import __version__
+from app.auth import Principal
+from app.dialects.asked import caused
+from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
+from app.dialects.niyra_calls import Caller, Calls
+from app.dialects.polling import find, rendered
+from app.problems import BadRequest
+from app.settings import HttpSettings
+
+log = structlog.stdlib.get_logger()
+
+PATHS = ["/mcp", "/niyra/mcp"]
+Context = ServerRequestContext[object, Request]
+
+
+Wanted = TypeVar("Wanted", bound=Struct)
+
+
+class WantedTask(Struct, kw_only=True):
+    """Which task."""
+
+    task_id: str
+
+
+class Tool(Struct, frozen=True, kw_only=True):
+    """One tool: what it takes and gives, and the call that it is. `call` raises what `refusal_of` has words for."""
+
+    name: str
+    title: str
+    description: str
+    takes: type[Struct]
+    gives: type[Struct]
+    call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
+    reads_only: bool = True
+
+
+class Mcp:
+    """The endpoint. It keeps nothing between two requests, so any process answers any of them."""
+
+    def __init__(self, calls: Calls, http: HttpSettings) -> None:
+        self._calls = calls
+        self._http = http
+        self._tools = {tool.name: tool for tool in self._made()}
+        self._listed = mcp.ListToolsResult(tools=[_shown(tool) for tool in self._tools.values()])
+        server: Server[object] = Server(
+            "niyra",
+            version=__version__,
+            title="Niyra",
+            instructions=(
+                "niyra_execute does something, niyra_ask finds something out. What takes longer than their window goes "
+                "on: poll it with niyra_get_task, by the task_id that they give, until terminal is true."
+            ),
+            on_list_tools=self._list,
+            on_call_tool=self._call,
+        )
+        server.middleware.clear()  # it has only telemetry in it
+        self._manager = StreamableHTTPSessionManager(server, stateless=True, max_request_body_size=http.max_body_bytes)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[None]:
+        """It answers while the context lasts. (The SDK's own context must end in the task that began it.)"""
+        began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        over = asyncio.Event()
+
+        async def answering() -> None:
+            async with self._manager.run():
+                began.set_result(None)
+                await over.wait()
+
+        running = asyncio.ensure_future(answering())
+        await asyncio.wait({began, running}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            yield
+        finally:
+            over.set()
+            await running
+
+    def routes(self) -> ASGIRouteHandler:
+        """`/mcp`, and the same again under the vendor's prefix."""
+
+        @asgi(PATHS, copy_scope=True)
+        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["method"] != "POST":
+                # A stream of the server's own, or a session to delete: there are none.
+                raise MethodNotAllowedException(headers={"Allow": "POST"})
+            _check_origin(scope, self._http.cors_origins)
+            await self._manager.handle_request(scope, receive, send)
+
+        return endpoint
+
+    async def _list(self, context: Context, params: mcp.PaginatedRequestParams | None) -> mcp.ListToolsResult:
+        del context, params  # all have the same few
+        return self._listed
+
+    async def _call(self, context: Context, params: mcp.CallToolRequestParams) -> mcp.CallToolResult:
+        tool = self._tools.get(params.name)
+        try:
+            if tool is None:
+                raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
+            return _told(await tool.call(_caller(context), dict(params.arguments or {})))
+        except Exception as error:
+            status, refusal, _ = refusal_of(error)
+            if status == 500:
+                log.error("http.fault", path="/mcp", exc_info=error)
+            return _told(msgspec.json.encode(refusal), is_error=True)
+
+    def _made(self) -> list[Tool]:
+        return [
+            Tool(
+                name="niyra_execute",
+                title="Do something",
+                description=(
+                    "Have the assistant do something, and wait for it up to a minute. approval_mode dry_run gives the "
+                    "plan and does nothing; confirm gives the plan and a pending_task_id, which confirmed_task_id of a "
+                    "second call approves. conversation_id goes on with an earlier conversation."
+                ),
+                takes=NewExecution,
+                gives=Executed,
+                call=self._execute,
+                reads_only=False,
+            ),
+            Tool(
+                name="niyra_ask",
+                title="Ask something",
+                description="Have a question answered; nothing is changed. It waits for it up to half a minute.",
+                takes=NewQuestion,
+                gives=Answered,
+                call=self._ask,
+            ),
+            Tool(
+                name="niyra_get_task",
+                title="Look at a task",
+                description="How a task is getting on; its result, once terminal is true. Poll every few seconds.",
+                takes=WantedTask,
+                gives=Polled,
+                call=self._get_task,
+            ),
+        ]
+
+    async def _execute(self, caller: Caller, arguments: dict[str, object]) -> bytes:
+        return (await self._calls.execute(caller, _taken(arguments, NewExecution))).body
+
+    async def _ask(self, caller: Caller, arguments: dict[str, object]) -> bytes:
+        return (await self._calls.ask(caller, _taken(arguments, NewQuestion))).body
+
+    async def _get_task(self, caller: Caller, arguments: dict[str, object]) -> bytes:
+        caller.principal.need("niyra:tasks:read")
+        tasks = self._calls.tasks
+        attached, _ = await find(tasks, caller.principal, _taken(arguments, WantedTask).task_id)
+        return await rendered(tasks, attached, attached.task, "niyra", render_polled)
+
+
+def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
+    """Raises BadRequest."""
+    try:
+        return msgspec.convert(arguments, wanted)
+    except msgspec.ValidationError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _caller(context: Context) -> Caller:
+    assert context.request is not None, "it came over HTTP"
+    scope = context.request.scope
+    principal = scope["user"]
+    assert isinstance(principal, Principal), "it was authenticated before"
+    cause = caused(principal, scope["state"]["request_id"], context.request.headers.get("traceparent"))
+    return Caller(principal=principal, cause=cause)
+
+
+def _told(body: bytes, *, is_error: bool = False) -> mcp.CallToolResult:
+    text = mcp.TextContent(type="text", text=body.decode())
+    return mcp.CallToolResult(content=[text], structured_content=msgspec.json.decode(body), is_error=is_error)
+
+
+def _shown(tool: Tool) -> mcp.Tool:
+    return mcp.Tool(
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=_schema(tool.takes),
+        output_schema=_schema(tool.gives),
+        annotations=mcp.ToolAnnotations(read_only_hint=tool.reads_only, open_world_hint=True),
+    )
+
+
+def _schema(shape: type[Struct]) -> dict[str, object]:
+    """JSON Schema of an object: what it refers to lies beside it, where MCP wants the object itself on top."""
+    whole = msgspec.json.schema(shape)
+    parts = whole["$defs"]
+    top = parts.pop(whole["$ref"].rpartition("/")[2])
+    return top | {"$defs": parts} if parts else top
+
+
+def _check_origin(scope: Scope, allowed: tuple[str, ...]) -> None:
+    """A page of another site does not use a browser's way to us (the specification asks for it). Raises
+    PermissionDeniedException."""
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    if not origin or "*" in allowed or origin in allowed:
+        return
+    if urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
+        raise PermissionDeniedException("this origin may not call /mcp")
