@@ -39,6 +39,7 @@ from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
 from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
+from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.sessions import Sessions
@@ -89,11 +90,12 @@ class Rooms:
         self.tasks = tasks
         self.tokens = tokens
         self.switches = switches
+        self.issuer = None if http.oauth is None else Issuer(http.oauth)
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
         self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
-        self.mcp = Mcp(self.calls, http)
+        self.mcp = Mcp(self.calls, limits, self.metrics, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
@@ -144,8 +146,12 @@ async def open_rooms(
                     lists=lists,
                     limits=limits,
                 )
-                async with rooms.mcp.run():
-                    yield rooms
+                try:
+                    async with rooms.mcp.run():
+                        yield rooms
+                finally:
+                    if rooms.issuer is not None:
+                        await rooms.issuer.close()
         finally:
             await tasks.close()
             await switches.close()
@@ -185,7 +191,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, credentials(request.headers))
+        principal = await authenticate(rooms.tokens, rooms.issuer, credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -196,14 +202,15 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
         super().__init__(app, exclude=["^/docs"])
         self._tokens = tokens
+        self._issuer = issuer
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
         secret = credentials(connection.headers, _token_in_query(connection))
-        return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
+        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -250,7 +257,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
-            DefineMiddleware(Authentication, tokens=rooms.tokens),
+            DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer),
             DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
         ],
         exception_handlers={Exception: on_error},
@@ -270,7 +277,9 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens), rooms.metrics)
+    return Observed(
+        Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens, rooms.issuer), rooms.metrics
+    )
 
 
 def _told_elsewhere(path: str) -> Budget | None:

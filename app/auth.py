@@ -7,6 +7,7 @@ from typing import Literal
 from litestar.datastructures import Headers
 from msgspec import Struct
 
+from app.oauth import BadAccessToken, Issuer, header_of
 from eventstore.events import Owner
 from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
 
@@ -27,7 +28,8 @@ class NotAllowed(Exception):
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """Who is asking. `token_hash` names the token without being it."""
+    """Who is asking. `token_hash` names the token without being it. `vouched_for`: by an issuer; we keep
+    nothing of such a token."""
 
     owner: Owner
     scopes: frozenset[Scope]
@@ -36,6 +38,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     dialect: Dialect | None = None
     expires_at: datetime | None = None
     plan: Plan = PLAN
+    vouched_for: bool = False
 
     def need(self, scope: Scope) -> None:
         """Raises NotAllowed."""
@@ -100,14 +103,32 @@ def principal_of(token: Token, secret: str) -> Principal:
     )
 
 
-async def authenticate(tokens: Tokens, secret: str | None) -> Principal:
-    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up."""
+async def authenticate(tokens: Tokens, issuer: Issuer | None, secret: str | None) -> Principal:
+    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up, KeysUnavailable where an
+    issuer's can't be judged."""
     if not secret:
         raise NotAuthenticated
+    if issuer is not None and header_of(secret) is not None:
+        return await _vouched_for(issuer, secret)
     token = await tokens.find(secret)
     if token is None:
         raise NotAuthenticated
     return principal_of(token, secret)
+
+
+async def _vouched_for(issuer: Issuer, secret: str) -> Principal:
+    try:
+        bearer = await issuer.verify(secret)
+    except BadAccessToken as error:
+        raise NotAuthenticated from error
+    return Principal(
+        owner=bearer.owner,
+        scopes=bearer.scopes,
+        token_id=bearer.token_id,
+        token_hash=hashed(secret),
+        expires_at=bearer.expires_at,
+        vouched_for=True,
+    )
 
 
 class Revocations:
@@ -130,7 +151,11 @@ class Revocations:
 
     async def check(self, principal: Principal) -> None:
         """Raises NotAuthenticated where the token ended between its being judged and its being watched."""
-        if await self._tokens.find_hashed(principal.token_hash) is None:
+        if principal.vouched_for:
+            ended = principal.expires_at is not None and principal.expires_at <= datetime.now(UTC)
+        else:
+            ended = await self._tokens.find_hashed(principal.token_hash) is None
+        if ended:
             raise NotAuthenticated
 
     def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:

@@ -4,7 +4,7 @@ A route says what it draws on by `opt={"limit": "niyra.execute"}`; one that says
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,17 +31,21 @@ class Limiting:
         """Raises RateLimited, which is told in the dialect's words."""
         budget = budget_of(scope)
         if budget is not None and "user" in scope:
-            await self._draw(scope, scope["user"], budget)
+            await draw(self._limits, self._metrics, scope["state"], scope["user"], budget)
         await self._app(scope, receive, send)
 
-    async def _draw(self, scope: Scope, principal: Principal, budget: Budget) -> None:
-        try:
-            scope["state"][STANDINGS] = await self._limits.draw(principal, budget)
-        except RateLimited as error:
-            scope["state"][STANDINGS] = error.standings
-            self._metrics.limited.labels(dialect_of(budget)).inc()
-            log.info("limits.refused", token=principal.token_id, owner=principal.owner, limit=error.spent.name)
-            raise
+
+async def draw(
+    limits: Limits, figures: Metrics, state: MutableMapping[str, object], principal: Principal, budget: Budget
+) -> None:
+    """Count a request, and note in its state what is left, for its answer to tell. Raises RateLimited."""
+    try:
+        state[STANDINGS] = await limits.draw(principal, budget)
+    except RateLimited as error:
+        state[STANDINGS] = error.standings
+        figures.limited.labels(dialect_of(budget)).inc()
+        log.info("limits.refused", token=principal.token_id, owner=principal.owner, limit=error.spent.name)
+        raise
 
 
 class Telling:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -19,6 +19,7 @@ from app.following import follow
 from app.history import Viewed, read_history, read_up_to
 from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
+from app.uploads import Upload, stored
 from eventstore import codec
 from eventstore.events import Owner, Record, TaskFact, TaskId, UnknownFact
 from eventstore.log import (
@@ -124,9 +125,16 @@ class Tasks:
     # --- commands -------------------------------------------------------------------------------------------------
 
     async def create(
-        self, owner: Owner, command: CreateTask, cause: Cause, *, key: str | None = None
+        self,
+        owner: Owner,
+        command: CreateTask,
+        cause: Cause,
+        *,
+        key: str | None = None,
+        uploads: Sequence[Upload] = (),
     ) -> Done | Rejected:
         """Begin a task. With an idempotency key, a repeat meets its own first fact, up to 24 h after the task's end.
+        Its files are stored before it; those of a repeat are not.
 
         Raises LogFull from 90 % on, so that running tasks can still end; OutcomeUnknown; LogUnavailable.
         """
@@ -134,6 +142,7 @@ class Tasks:
             raise LogFull("the log is nearly full; tasks that run may still end")
         if key is None:
             task_id = TaskId(f"task_{uuid_utils.uuid7()}")
+            command = replace(command, files=await stored(self.log.blobs, owner, task_id, uploads))
             self._attached[task_subject(owner, task_id)] = Attached(owner, task_id)
             return await self.execute(owner, task_id, command, cause)
         command = replace(command, key=hashed_key("create", key))
@@ -141,8 +150,10 @@ class Tasks:
         while True:
             task_id = keyed_task_id(owner, command.dialect, key, generation)
             async with self.attach(owner, task_id) as attached:
-                ended_at = attached.task.ended_at
+                ended_at, there = attached.task.ended_at, attached.task.version > 0
             if ended_at is None or datetime.now(UTC) - ended_at <= KEY_LIVES:
+                if not there:
+                    command = replace(command, files=await stored(self.log.blobs, owner, task_id, uploads))
                 return await self.execute(owner, task_id, command, cause)
             generation += 1
 

@@ -4,10 +4,22 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import fields as struct_fields
 from msgspec.structs import replace
 
-from eventstore.events import Fact, LogRecord, Record, SessionFact, SessionRecord, Stamp, TaskFact, UnknownFact
+from eventstore.events import (
+    BlobReference,
+    Fact,
+    FileReference,
+    LogRecord,
+    Record,
+    SessionFact,
+    SessionRecord,
+    Stamp,
+    TaskFact,
+    UnknownFact,
+)
 from eventstore.log import (
     Arrival,
     LogError,
@@ -26,6 +38,8 @@ MAX_DEPTH = 100
 MAX_STORED = 900 * 1024
 """Bytes of a stored record at most: a NATS message has 1 MiB, headers included."""
 
+STAYS = "files"
+"""The field that names other blobs: who looks for those must find them in the record itself."""
 MIN_MOVED = 1024
 """Bytes of a field from which on moving it is worth while; a smaller one stays, for whoever folds needs it."""
 
@@ -42,12 +56,24 @@ class _Loose(Stamp, frozen=True, kw_only=True):
     fact: dict[str, object]
 
 
+class _Files(Struct, frozen=True):
+    files: tuple[FileReference, ...] = ()
+
+
+class _Head(Struct, frozen=True):
+    """What of a record names blobs."""
+
+    blob: BlobReference | None = None
+    fact: _Files = _Files()
+
+
 AnyRecord = Record | SessionRecord | LogRecord
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 _session_decoder = msgspec.json.Decoder(SessionRecord)
 _log_decoder = msgspec.json.Decoder(LogRecord)
+_head = msgspec.json.Decoder(_Head)
 _loose = msgspec.json.Decoder(_Loose)
 
 
@@ -125,6 +151,19 @@ def _decode_loosely(stored: bytes, error: msgspec.DecodeError, kind: type[Ours],
     return kind(**stamp, fact=UnknownFact(tag=tag, fields=rest))
 
 
+def blobs_of(stored: bytes) -> tuple[str, ...]:
+    """The names of the blobs that a record refers to: of its own large fields, and of the files that came with its
+    task. Raises Unreadable."""
+    if b'"blob":' not in stored:
+        return ()
+    try:
+        head = _head.decode(stored)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unreadable(str(error)) from error
+    own = () if head.blob is None else (head.blob.name,)
+    return (*own, *(file.blob for file in head.fact.files))
+
+
 def decode_checkpoint(stored: bytes) -> LogRecord:
     """The record of a checkpoint. Raises Unreadable."""
     try:
@@ -177,7 +216,8 @@ def _large_fields(fact: Fact, too_many_bytes: int) -> tuple[str, ...]:
         (
             (len(_encoder.encode(getattr(fact, field.name))), field.name)
             for field in struct_fields(fact)
-            if field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
+            if field.name != STAYS
+            and (field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT)
         ),
         reverse=True,
     )

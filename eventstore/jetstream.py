@@ -229,16 +229,16 @@ class JetStreamLog:
         first = await self._stream.get(since=min(max(moment, EPOCH), FAR))
         return last + 1 if first is None else first.sequence
 
-    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+    async def blob_of(self, name: str) -> tuple[Arrival, bytes] | None:
         """A record and its blob, found by what the blob says of its append."""
-        append = await self.blobs.append_of(record_id)
+        append = await self.blobs.append_of(name)
         if append is None:
             return None
         subject, expected = append
         record = await self._stream.get(sequence=expected + 1, subject=subject)
-        if record is None or codec.record_id_of(record) != record_id:
+        if record is None or not _refers(record, name):
             return None
-        content = await self.blobs.get(record_id)
+        content = await self.blobs.get(name)
         return None if content is None else (record, content)
 
     async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> StreamReplay:
@@ -320,3 +320,10 @@ class JetStreamLog:
         self._reconnected.set()
         for waiting in self._in_flight:
             waiting.wake()
+
+
+def _refers(arrival: Arrival, blob: str) -> bool:
+    try:
+        return blob in codec.blobs_of(arrival.stored)
+    except codec.Unreadable:
+        return False

@@ -15,7 +15,7 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterable, Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
@@ -310,6 +310,12 @@ class Blobs(Protocol):
         blob, so that one whose append never came can be told. Raises LogUnavailable, TooLarge."""
         ...
 
+    async def put_pieces(
+        self, name: str, pieces: AsyncIterable[bytes], *, subject: str = "", expected: int = 0
+    ) -> None:
+        """As `put`, piece by piece, each small enough for a message; of a new name. Raises LogUnavailable, TooLarge."""
+        ...
+
     async def get(self, name: str) -> bytes | None:
         """The bytes; None if there are none by this name. Raises LogUnavailable, BlobDamaged."""
         ...
@@ -384,7 +390,7 @@ class EventLog(Protocol):
         there is none yet, the next. Raises LogUnavailable."""
         ...
 
-    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+    async def blob_of(self, name: str) -> tuple[Arrival, bytes] | None:
         """A record that refers to a blob, and the blob; None: there is no such record. Raises LogUnavailable."""
         ...
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from bisect import bisect_left
+from collections.abc import AsyncIterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -38,6 +39,12 @@ class MemoryBlobs:
         """Store."""
         del subject, expected
         self._contents[name] = content
+
+    async def put_pieces(
+        self, name: str, pieces: AsyncIterable[bytes], *, subject: str = "", expected: int = 0
+    ) -> None:
+        """Store."""
+        await self.put(name, b"".join([piece async for piece in pieces]), subject=subject, expected=expected)
 
     async def get(self, name: str) -> bytes | None:
         """The bytes; None: none by this name."""
@@ -274,11 +281,11 @@ class MemoryLog:
         """The sequence of the first record since a moment, or the next one's."""
         return bisect_left(self._came_at, moment) + 1
 
-    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+    async def blob_of(self, name: str) -> tuple[Arrival, bytes] | None:
         """A record and its blob."""
-        content = await self.blobs.get(record_id)
-        named = (one for one in self.arrivals if codec.record_id_of(one) == record_id)
-        record = next(named, None) if content is not None else None
+        content = await self.blobs.get(name)
+        referring = (one for one in self.arrivals if name in codec.blobs_of(one.stored))
+        record = next(referring, None) if content is not None else None
         return None if content is None or record is None else (record, content)
 
     async def sweep_blobs(self) -> int:

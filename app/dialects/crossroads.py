@@ -7,6 +7,8 @@ from litestar.datastructures import Headers, State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Header, NotAuthenticated, authenticate, presented
+from app.issuer_keys import KeysUnavailable
+from app.oauth import Issuer
 from eventstore.log import LogUnavailable
 from eventstore.tokens import Dialect, Tokens
 
@@ -53,9 +55,10 @@ def asked_path(request: Request[object, object, State]) -> str:
 class Crossroads:
     """Sends bare paths of vendors to `/shannon...` or `/nanonets...`; all others pass."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
         self._app = app
         self._tokens = tokens
+        self._issuer = issuer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, under the vendor's prefix where the path is one's."""
@@ -75,7 +78,7 @@ class Crossroads:
     async def _meant(self, scope: Scope) -> Vendor:
         header, secret = presented(Headers.from_scope(scope))
         try:
-            named = (await authenticate(self._tokens, secret)).dialect
-        except (NotAuthenticated, LogUnavailable):
+            named = (await authenticate(self._tokens, self._issuer, secret)).dialect
+        except (NotAuthenticated, LogUnavailable, KeysUnavailable):
             named = None  # which is said where the request is authenticated, in the words that its header asks for
         return meant(header, named)

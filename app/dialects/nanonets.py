@@ -247,8 +247,10 @@ def statuses_said(text: str) -> frozenset[NanonetsStatus]:
 
 def ours(wanted: frozenset[NanonetsStatus]) -> frozenset[Status]:
     """Our statuses under which tasks of theirs can be found."""
-    begun: set[Status] = {"pending"} if "running" in wanted else set()
-    return frozenset(begun | {status for status, word in WORDS.items() if word in wanted})
+    found: set[Status] = {status for status, word in WORDS.items() if word in wanted}
+    if "running" in wanted:
+        found.add("pending")
+    return frozenset(found)
 
 
 def bare(task: Task) -> str:

@@ -77,6 +77,15 @@ class Why(Struct, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=1_000)] | None = None
 
 
+class FileBody(Struct, kw_only=True):
+    """A file that came with the task; its bytes are at `/tasks/{task_id}/blobs/{sha256}`. `size` is in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+
+
 class TaskBody(Struct, kw_only=True):
     """One task as it is. Nothing here depends on the clock: one version has one body. Times are RFC 3339.
 
@@ -111,6 +120,7 @@ class TaskBody(Struct, kw_only=True):
     pause_requested: bool
     usage: Usage | None
     metadata: dict[str, Json]
+    files: list[FileBody]
     poll_after_s: float | None
 
 
@@ -234,6 +244,10 @@ def _body(task: Task, large: Mapping[str, object]) -> TaskBody:
         pause_requested=task.pause_requested,
         usage=task.usage,
         metadata=metadata_of(task, large),
+        files=[
+            FileBody(name=file.name, size=file.bytes, sha256=file.sha256, media_type=file.media_type)
+            for file in task.files
+        ],
         poll_after_s=POLL_AFTER_S[task.status],
     )
 

@@ -32,7 +32,7 @@ from app.dialects.native import (
     render,
     to_command,
 )
-from app.dialects.native_audit import AFTER, get_log, get_record_blob
+from app.dialects.native_audit import AFTER, attached_file, get_log, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
@@ -165,9 +165,14 @@ async def get_events(
 async def get_blob(
     request: Asked, task_id: TaskPath, sha256: FromPath[str], tasks: NamedDependency[Tasks]
 ) -> Response[bytes]:
-    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names."""
+    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names; or a file that
+    came with the task, by its own."""
     request.user.need("tasks:read")
     attached, _ = await find(tasks, request.user, task_id)
+    for file in attached.task.files:
+        content = await tasks.log.blobs.get(file.blob) if file.sha256 == sha256 else None
+        if content is not None:
+            return attached_file(content)
     after = 0
     while records := await tasks.log.read(attached.owner, attached.task_id, after=after, max_bytes=PAGE_BYTES):
         after = records[-1].sequence

@@ -25,6 +25,9 @@ from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
 from app.dialects.polling import find, rendered
+from app.limiting import draw
+from app.limits import Budget, Limits
+from app.metrics import Metrics
 from app.problems import BadRequest
 from app.settings import HttpSettings
 
@@ -52,14 +55,17 @@ class Tool(Struct, frozen=True, kw_only=True):
     takes: type[Struct]
     gives: type[Struct]
     call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
+    budget: Budget
     reads_only: bool = True
 
 
 class Mcp:
     """The endpoint. It keeps nothing between two requests, so any process answers any of them."""
 
-    def __init__(self, calls: Calls, http: HttpSettings) -> None:
+    def __init__(self, calls: Calls, limits: Limits, figures: Metrics, http: HttpSettings) -> None:
         self._calls = calls
+        self._limits = limits
+        self._metrics = figures
         self._http = http
         self._tools = {tool.name: tool for tool in self._made()}
         self._listed = mcp.ListToolsResult(tools=[_shown(tool) for tool in self._tools.values()])
@@ -118,7 +124,11 @@ class Mcp:
         try:
             if tool is None:
                 raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
-            return _told(await tool.call(_caller(context), dict(params.arguments or {})))
+            assert context.request is not None, "it came over HTTP"
+            caller = _caller(context.request)
+            state = context.request.scope["state"]
+            await draw(self._limits, self._metrics, state, caller.principal, tool.budget)
+            return _told(await tool.call(caller, dict(params.arguments or {})))
         except Exception as error:
             status, refusal, _ = refusal_of(error)
             if status == 500:
@@ -138,6 +148,7 @@ class Mcp:
                 takes=NewExecution,
                 gives=Executed,
                 call=self._execute,
+                budget="niyra.execute",
                 reads_only=False,
             ),
             Tool(
@@ -147,6 +158,7 @@ class Mcp:
                 takes=NewQuestion,
                 gives=Answered,
                 call=self._ask,
+                budget="niyra.ask",
             ),
             Tool(
                 name="niyra_get_task",
@@ -155,6 +167,7 @@ class Mcp:
                 takes=WantedTask,
                 gives=Polled,
                 call=self._get_task,
+                budget="niyra.poll",
             ),
         ]
 
@@ -179,12 +192,10 @@ def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
         raise BadRequest(str(error)) from error
 
 
-def _caller(context: Context) -> Caller:
-    assert context.request is not None, "it came over HTTP"
-    scope = context.request.scope
-    principal = scope["user"]
+def _caller(request: Request) -> Caller:
+    principal = request.scope["user"]
     assert isinstance(principal, Principal), "it was authenticated before"
-    cause = caused(principal, scope["state"]["request_id"], context.request.headers.get("traceparent"))
+    cause = caused(principal, request.scope["state"]["request_id"], request.headers.get("traceparent"))
     return Caller(principal=principal, cause=cause)
 
 

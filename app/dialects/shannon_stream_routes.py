@@ -29,7 +29,7 @@ from eventstore.log import Recorded
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 """Bytes of a page of events from which on no more are added."""
-TEXT = "text/plain; charset=utf-8"
+TEXT = "text/plain"
 
 TaskPath = FromPath[str]
 Query = MultiDict[str]
