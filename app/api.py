@@ -32,6 +32,7 @@ from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_r
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import PATHS as MCP_PATHS
 from app.dialects.niyra_mcp import Mcp
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
@@ -95,7 +96,7 @@ class Rooms:
         self.http = http
         self.metrics = tasks.metrics
         self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
-        self.mcp = Mcp(self.calls, limits, self.metrics, http)
+        self.mcp = Mcp(self.calls, limits, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
@@ -129,7 +130,8 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics, limits = tasks.metrics, Limits(http.limits)
+            metrics = tasks.metrics
+            limits = Limits(http.limits, metrics)
             async with (
                 asking(connection) as figures,
                 telling(connection, metrics.instance, metrics.told),
@@ -246,6 +248,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
+            "issuer": given(rooms.issuer),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "sessions": given(Sessions(rooms.tasks, rooms.lists)),
@@ -258,7 +261,7 @@ def build(rooms: Rooms) -> ASGIApp:
         },
         middleware=[
             DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer),
-            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+            DefineMiddleware(Limiting, limits=rooms.limits),
         ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
@@ -283,8 +286,8 @@ def build(rooms: Rooms) -> ASGIApp:
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
-    return "niyra.poll" if niyra_routes.answers_for(path) else None
+    """Niyra tells of a budget on every answer, also where no route is; the others do not, and MCP has tools instead."""
+    return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
 
 
 class Observed:

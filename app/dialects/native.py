@@ -9,26 +9,14 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app.commands import CreateTask
+from app.dialects.pace import poll_after_s
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, TaskId, Usage
 from eventstore.log import AGENT, TASK_ID
-from projections.task import Status, Task, metadata_of
+from projections.task import Task, metadata_of
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
-POLL_AFTER_S: dict[Status, float | None] = {
-    "absent": None,
-    "pending": 1.0,
-    "queued": 2.0,
-    "running": 1.0,
-    "waiting_for_input": 5.0,
-    "awaiting_review": 5.0,
-    "paused": 5.0,
-    "completed": None,
-    "failed": None,
-    "cancelled": None,
-    "timed_out": None,
-}
 PublicStatus = Literal[
     "pending",
     "queued",
@@ -248,7 +236,8 @@ def _body(task: Task, large: Mapping[str, object]) -> TaskBody:
             FileBody(name=file.name, size=file.bytes, sha256=file.sha256, media_type=file.media_type)
             for file in task.files
         ],
-        poll_after_s=POLL_AFTER_S[task.status],
+        # As of its last fact: what one version says must not depend on when it is asked for; Retry-After may.
+        poll_after_s=poll_after_s(task, task.updated_at),
     )
 
 

@@ -25,9 +25,7 @@ from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
 from app.dialects.polling import find, rendered
-from app.limiting import draw
 from app.limits import Budget, Limits
-from app.metrics import Metrics
 from app.problems import BadRequest
 from app.settings import HttpSettings
 
@@ -47,25 +45,25 @@ class WantedTask(Struct, kw_only=True):
 
 
 class Tool(Struct, frozen=True, kw_only=True):
-    """One tool: what it takes and gives, and the call that it is. `call` raises what `refusal_of` has words for."""
+    """One tool: what it takes and gives, what it draws on, and the call that it is. `call` raises what `refusal_of` has
+    words for."""
 
     name: str
     title: str
     description: str
     takes: type[Struct]
     gives: type[Struct]
-    call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
     budget: Budget
+    call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
     reads_only: bool = True
 
 
 class Mcp:
     """The endpoint. It keeps nothing between two requests, so any process answers any of them."""
 
-    def __init__(self, calls: Calls, limits: Limits, figures: Metrics, http: HttpSettings) -> None:
+    def __init__(self, calls: Calls, limits: Limits, http: HttpSettings) -> None:
         self._calls = calls
         self._limits = limits
-        self._metrics = figures
         self._http = http
         self._tools = {tool.name: tool for tool in self._made()}
         self._listed = mcp.ListToolsResult(tools=[_shown(tool) for tool in self._tools.values()])
@@ -126,8 +124,7 @@ class Mcp:
                 raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
             assert context.request is not None, "it came over HTTP"
             caller = _caller(context.request)
-            state = context.request.scope["state"]
-            await draw(self._limits, self._metrics, state, caller.principal, tool.budget)
+            await self._limits.draw(caller.principal, tool.budget)
             return _told(await tool.call(caller, dict(params.arguments or {})))
         except Exception as error:
             status, refusal, _ = refusal_of(error)
@@ -147,8 +144,8 @@ class Mcp:
                 ),
                 takes=NewExecution,
                 gives=Executed,
-                call=self._execute,
                 budget="niyra.execute",
+                call=self._execute,
                 reads_only=False,
             ),
             Tool(
@@ -157,8 +154,8 @@ class Mcp:
                 description="Have a question answered; nothing is changed. It waits for it up to half a minute.",
                 takes=NewQuestion,
                 gives=Answered,
-                call=self._ask,
                 budget="niyra.ask",
+                call=self._ask,
             ),
             Tool(
                 name="niyra_get_task",
@@ -166,8 +163,8 @@ class Mcp:
                 description="How a task is getting on; its result, once terminal is true. Poll every few seconds.",
                 takes=WantedTask,
                 gives=Polled,
-                call=self._get_task,
                 budget="niyra.poll",
+                call=self._get_task,
             ),
         ]
 
