@@ -199,12 +199,14 @@ async def _settled_token(connection: Connection, directory: Path, site: Site) ->
     tokens = await Tokens.open(connection, replicas=site.replicas)
     try:
         kept = read_local(directory)
-        if site.token is None and kept is not None and await tokens.find(kept.token) is not None:
-            return kept.token
-        token = site.token or new_token()
+        token = site.token
+        if token is None and kept is not None and await tokens.find(kept.token) is not None:
+            token = kept.token
+        token = token or new_token()
         await tokens.add(token, OWNER, SCOPES, note="made by tasktrail serve", plan=Plan(unlimited=True))
-        with writing(directory):
-            write_local(directory, Local(token=token))
+        if kept is None or kept.token != token:
+            with writing(directory):
+                write_local(directory, Local(token=token))
         return token
     finally:
         await tokens.close()

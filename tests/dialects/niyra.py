@@ -13,7 +13,7 @@ from app.agents.agent import Agent
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner
-from eventstore.tokens import Scope
+from eventstore.tokens import PLAN, Plan, Scope
 from tests.api import Api, running
 from tests.dialects.lists import until_listed
 from tests.worker.house import SOON_S, opened
@@ -56,9 +56,11 @@ class Niyra(Struct):
                 await asyncio.sleep(0.02)
 
     @asynccontextmanager
-    async def bearer(self, token: str, *scopes: Scope, owner: str = "dev") -> AsyncGenerator[httpx.AsyncClient]:
+    async def bearer(
+        self, token: str, *scopes: Scope, owner: str = "dev", plan: Plan = PLAN
+    ) -> AsyncGenerator[httpx.AsyncClient]:
         """A client with a token of its own."""
-        await self.api.rooms.tokens.add(token, Owner(owner), scopes)
+        await self.api.rooms.tokens.add(token, Owner(owner), scopes, plan=plan)
         headers = {"Authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(base_url=self.api.url, headers=headers, timeout=30) as client:
             yield client

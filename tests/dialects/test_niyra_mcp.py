@@ -17,13 +17,14 @@ from mcp.types import CallToolResult
 from app.dialects.niyra import Planned
 from eventstore.connection import NatsAddress
 from eventstore.events import Json
-from eventstore.tokens import Scope
-from tests.dialects.niyra import Niyra, scenario, speaking
+from eventstore.tokens import Plan, Scope
+from tests.dialects.niyra import TASKS, Niyra, scenario, speaking
 from tests.worker.house import SOON_S
 
 TOOLS = {"niyra_execute", "niyra_ask", "niyra_get_task"}
 ERAS = [("legacy", "/mcp"), ("2026-07-28", "/niyra/mcp"), ("auto", "/mcp")]
 LONG_S = 3_600
+TWICE = Plan(limits={"niyra.poll": 2})
 BY_HAND = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
 
 
@@ -114,6 +115,21 @@ async def test_each_tool_needs_its_scope(niyra: Niyra):
             assert (refused["error"], refused["scope"]) == ("insufficient_scope", scope)
     async with niyra.bearer("tt_asks", "niyra:ask"), client(niyra, token="tt_asks") as mcp:
         assert not (await mcp.call_tool("niyra_ask", scopes["niyra_ask"][1])).is_error
+
+
+async def test_a_tool_draws_on_the_budget_of_its_route(niyra: Niyra):
+    async with (
+        niyra.bearer("tt_polls", "niyra:ask", "niyra:tasks:read", plan=TWICE) as http,
+        client(niyra, token="tt_polls") as mcp,
+    ):
+        wanted = {"task_id": f"task_{uuid4()}"}
+        assert (await http.get(f"{TASKS}/x")).headers["X-RateLimit-Remaining"] == "1"
+        assert said(await mcp.call_tool("niyra_get_task", wanted))["error"] == "not_found"
+        refused = await mcp.call_tool("niyra_get_task", wanted)
+        assert (refused.is_error, said(refused)["error"]) == (True, "rate_limit_exceeded")
+        assert "there is room again in" in str(said(refused)["error_description"])
+        assert (await http.get(f"{TASKS}/x")).status_code == 429
+        assert not (await mcp.call_tool("niyra_ask", {"question": scenario({"complete": "x"})})).is_error
 
 
 async def test_another_owners_task_reads_as_one_that_is_not(niyra: Niyra):
