@@ -28,24 +28,30 @@ from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Revocations, authenticate, credentials
-from app.dialects import native_routes, niyra_routes
+from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
+from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
-from app.dialects.niyra_mcp import PATHS as MCP_PATHS
 from app.dialects.niyra_mcp import Mcp
+from app.dialects.shannon_asked import query_token
+from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
 from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
+from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.sessions import Sessions
 from app.settings import HttpSettings, LogSettings
+from app.sockets import SOCKETS
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.checkpointing import Signer
 from eventstore.connection import Connection
 from eventstore.figures import Figures, asking, telling
 from eventstore.jetstream import JetStreamLog
+from eventstore.switches import Switches
 from eventstore.tokens import Tokens
 
 log = structlog.stdlib.get_logger()
@@ -55,7 +61,9 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-VENDORS = (niyra_routes,)
+EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
 
@@ -68,6 +76,7 @@ class Rooms:
         connection: Connection,
         tasks: Tasks,
         tokens: Tokens,
+        switches: Switches,
         catalogue: Catalogue,
         http: HttpSettings,
         figures: Figures,
@@ -80,6 +89,8 @@ class Rooms:
         self.figures = figures
         self.tasks = tasks
         self.tokens = tokens
+        self.switches = switches
+        self.issuer = None if http.oauth is None else Issuer(http.oauth)
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
@@ -109,6 +120,7 @@ async def open_rooms(
             connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
         )
         tokens = await Tokens.open(connection, replicas=log_settings.replicas)
+        switches = await Switches.open(connection, replicas=log_settings.replicas)
         tasks = await Tasks.open(
             event_log,
             Metrics("api"),
@@ -128,16 +140,22 @@ async def open_rooms(
                     connection=connection,
                     tasks=tasks,
                     tokens=tokens,
+                    switches=switches,
                     catalogue=catalogue,
                     http=http,
                     figures=figures,
                     lists=lists,
                     limits=limits,
                 )
-                async with rooms.mcp.run():
-                    yield rooms
+                try:
+                    async with rooms.mcp.run():
+                        yield rooms
+                finally:
+                    if rooms.issuer is not None:
+                        await rooms.issuer.close()
         finally:
             await tasks.close()
+            await switches.close()
             await tokens.close()
             await event_log.close()
     finally:
@@ -174,7 +192,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, credentials(request.headers))
+        principal = await authenticate(rooms.tokens, rooms.issuer, credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -185,15 +203,15 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
         super().__init__(app, exclude=["^/docs"])
         self._tokens = tokens
+        self._issuer = issuer
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
-        stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
-        secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
-        return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
+        secret = credentials(connection.headers, _token_in_query(connection))
+        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -228,7 +246,10 @@ def build(rooms: Rooms) -> ASGIApp:
             "rooms": given(rooms),
             "http": given(http),
             "tasks": given(rooms.tasks),
+            "tokens": given(rooms.tokens),
+            "switches": given(rooms.switches),
             "lists": given(rooms.lists),
+            "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
@@ -237,11 +258,13 @@ def build(rooms: Rooms) -> ASGIApp:
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
-            DefineMiddleware(Authentication, tokens=rooms.tokens),
+            DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer),
             DefineMiddleware(Limiting, limits=rooms.limits),
         ],
         exception_handlers={Exception: on_error},
-        cors_config=CORSConfig(allow_origins=list(http.cors_origins)) if http.cors_origins else None,
+        cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
+        if http.cors_origins
+        else None,
         request_max_body_size=http.max_body_bytes,
         plugins=[OurSchemas(rooms.catalogue.names)],
         openapi_config=OpenAPIConfig(
@@ -255,12 +278,14 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Telling(app, rooms.limits, _told_elsewhere), rooms.metrics)
+    return Observed(
+        Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens, rooms.issuer), rooms.metrics
+    )
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not, and MCP has tools instead."""
-    return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
+    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
+    return "niyra.poll" if niyra_routes.answers_for(path) else None
 
 
 class Observed:
@@ -353,6 +378,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     config = uvicorn.Config(
         build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
         http=Protocol,
+        **SOCKETS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -369,6 +395,16 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
+
+
+def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above
+    """On streams only: whoever opens one may have no way to send a header."""
+    path = str(connection.scope["path"]).removeprefix(str(connection.scope["root_path"]))
+    query = connection.query_params
+    if path.startswith(shannon_routes.STREAMS):
+        return query_token(query)
+    stream = path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+    return query.get("token") if stream else None
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

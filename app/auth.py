@@ -2,12 +2,17 @@
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Literal
 
 from litestar.datastructures import Headers
 from msgspec import Struct
 
+from app.oauth import BadAccessToken, Issuer, header_of
 from eventstore.events import Owner
-from eventstore.tokens import INCLUDED_IN, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+
+Header = Literal["key", "bearer"]
+"""Where a token came: `X-API-Key`, or `Authorization: Bearer`."""
 
 
 class NotAuthenticated(Exception):
@@ -23,7 +28,8 @@ class NotAllowed(Exception):
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """Who is asking. `token_hash` names the token without being it."""
+    """Who is asking. `token_hash` names the token without being it. `vouched_for`: by an issuer; we keep
+    nothing of such a token."""
 
     owner: Owner
     scopes: frozenset[Scope]
@@ -32,16 +38,34 @@ class Principal(Struct, frozen=True, kw_only=True):
     dialect: Dialect | None = None
     expires_at: datetime | None = None
     plan: Plan = PLAN
+    vouched_for: bool = False
+
+    @property
+    def counted_as(self) -> str:
+        """Whose requests are counted together: a token's; an issuer's user's, for whom tokens come and go."""
+        return hashed(f"user:{self.owner}") if self.vouched_for else self.token_hash
 
     def need(self, scope: Scope) -> None:
-        """Raises NotAllowed. `admin` may do everything to its own."""
-        if self.scopes.isdisjoint({scope, INCLUDED_IN.get(scope, scope), "admin"}):
+        """Raises NotAllowed."""
+        if not self.may(scope):
             raise NotAllowed(scope)
+
+    def may(self, scope: Scope) -> bool:
+        """Whether their scopes allow what this one does. `admin` may do everything to its own, and only that."""
+        allowing: set[Scope] = {scope, INCLUDED_IN.get(scope, scope)}
+        if scope not in OVER_ALL:
+            allowing |= {"admin", "admin:all"}
+        return not self.scopes.isdisjoint(allowing)
 
     @property
     def hears_all(self) -> bool:
         """Whether the whole log is theirs to read. Not by `admin`: that is about one's own."""
-        return "audit:all" in self.scopes
+        return self.may("audit:all")
+
+    @property
+    def rules_all(self) -> bool:
+        """Whether everybody's tokens and tools are theirs to rule."""
+        return self.may("admin:all")
 
     @property
     def actor(self) -> str:
@@ -49,14 +73,26 @@ class Principal(Struct, frozen=True, kw_only=True):
         return f"{self.owner}/{self.token_id}"
 
 
-def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
-    """The token that came with a request: `X-API-Key`, a bearer token, or (streams only) the query's `token`."""
+def presented(headers: Headers) -> tuple[Header | None, str | None]:
+    """The token that came in a request's headers, and in which: `X-API-Key` beats `Authorization: Bearer`."""
     if key := headers.get("x-api-key"):
-        return key
+        return "key", as_kept(key)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return token_in_query or None
+        return "bearer", as_kept(token.strip())
+    return None, None
+
+
+def credentials(headers: Headers, token_in_query: str | None = None) -> str | None:
+    """The token that came with a request: in a header, or (streams only) the query's `token`."""
+    _, token = presented(headers)
+    return token or (as_kept(token_in_query) if token_in_query else None)
+
+
+def as_kept(secret: str) -> str:
+    """The secret by the name under which it was made: Shannon's clients may write `sk-shannon-x` for `sk_x`."""
+    name = secret.removeprefix("sk-shannon-")
+    return secret if name == secret else f"sk_{name.removeprefix('sk_')}"
 
 
 def principal_of(token: Token, secret: str) -> Principal:
@@ -72,14 +108,32 @@ def principal_of(token: Token, secret: str) -> Principal:
     )
 
 
-async def authenticate(tokens: Tokens, secret: str | None) -> Principal:
-    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up."""
+async def authenticate(tokens: Tokens, issuer: Issuer | None, secret: str | None) -> Principal:
+    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up, KeysUnavailable where an
+    issuer's can't be judged."""
     if not secret:
         raise NotAuthenticated
+    if issuer is not None and header_of(secret) is not None:
+        return await _vouched_for(issuer, secret)
     token = await tokens.find(secret)
     if token is None:
         raise NotAuthenticated
     return principal_of(token, secret)
+
+
+async def _vouched_for(issuer: Issuer, secret: str) -> Principal:
+    try:
+        bearer = await issuer.verify(secret)
+    except BadAccessToken as error:
+        raise NotAuthenticated from error
+    return Principal(
+        owner=bearer.owner,
+        scopes=bearer.scopes,
+        token_id=bearer.token_id,
+        token_hash=hashed(secret),
+        expires_at=bearer.expires_at,
+        vouched_for=True,
+    )
 
 
 class Revocations:
@@ -102,7 +156,11 @@ class Revocations:
 
     async def check(self, principal: Principal) -> None:
         """Raises NotAuthenticated where the token ended between its being judged and its being watched."""
-        if await self._tokens.find_hashed(principal.token_hash) is None:
+        if principal.vouched_for:
+            ended = principal.expires_at is not None and principal.expires_at <= datetime.now(UTC)
+        else:
+            ended = await self._tokens.find_hashed(principal.token_hash) is None
+        if ended:
             raise NotAuthenticated
 
     def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:

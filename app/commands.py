@@ -8,9 +8,11 @@ from eventstore.events import ApprovalMode, FileReference, Json, PlannedStep, Pr
 
 
 class Wish(Struct, frozen=True, kw_only=True):
-    """What every command carries: the hash of its idempotency key, if it has one."""
+    """What every command carries: the hash of its idempotency key, if it has one; and the task's version, if it is
+    meant for that one only."""
 
     key: str | None = None
+    at_version: int | None = None
 
 
 class CreateTask(Wish, frozen=True, kw_only=True):

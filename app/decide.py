@@ -63,6 +63,7 @@ Reason = Literal[
     "ended",
     "stale_run",
     "not_waiting",
+    "moved_on",
     "not_runnable",
     "out_of_order",
     "deadline_moved",
@@ -86,6 +87,8 @@ def decide(command: Command, task: Task) -> Decision:
         return Rejected("written_by_newer_release", f"{task.unknown} is unknown to this release")
     if command.key is not None and command.key in task.keys and not isinstance(command, CreateTask):
         return None
+    if command.at_version not in (None, task.version):
+        return Rejected("moved_on", f"the task is at version {task.version}, not {command.at_version}")
     match task.status:
         case "absent":
             decision = _create(command) if isinstance(command, CreateTask) else Rejected("not_found", "no such task")
@@ -397,7 +400,13 @@ def _start(command: StartRun, task: Task, *, lost: bool) -> Decision:
 def _review(command: DecideReview, task: Task, *, runnable: bool) -> Decision:
     if task.review is None or task.asked_step is None or command.step not in (None, task.asked_step):
         return _nothing_to_review(command, task)
-    return ReviewDecided(step=task.asked_step, approved=command.approved, feedback=command.feedback, runnable=runnable)
+    return ReviewDecided(
+        step=task.asked_step,
+        approved=command.approved,
+        feedback=command.feedback,
+        runnable=runnable,
+        of_plan=task.plan_awaits_review,
+    )
 
 
 def _nothing_to_review(command: DecideReview, task: Task) -> Rejected:
@@ -408,7 +417,7 @@ def _nothing_to_review(command: DecideReview, task: Task) -> Rejected:
 def _end_early(command: CancelTask | TimeOutTask, task: Task) -> Decision:
     match command:
         case CancelTask(by=by, reason=reason):
-            return TaskCancelled(by=by, reason=reason)
+            return TaskCancelled(by=by, reason=reason, was_paused=task.status == "paused")
         case TimeOutTask(deadline=deadline):
             if deadline == task.deadline:
                 return TaskTimedOut(deadline=deadline)

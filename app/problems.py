@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
+from app.issuer_keys import KeysUnavailable
 from app.limits import RateLimited
 from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
@@ -26,6 +27,14 @@ class BadRequest(Exception):
 
 class UnknownCursor(Exception):
     """It is of another life of the log: what was read before it is void."""
+
+
+class OwnToken(Exception):
+    """A token does not revoke itself: whoever did that by mistake would be locked out."""
+
+
+class TooMany(Exception):
+    """One owner has as many of these as one may have."""
 
 
 class TooManyFeeds(Exception):
@@ -59,6 +68,7 @@ REJECTED: dict[Reason, int] = {
     "ended": 409,
     "stale_run": 409,
     "not_waiting": 409,
+    "moved_on": 409,
     "not_runnable": 409,
     "out_of_order": 409,
     "deadline_moved": 409,
@@ -72,6 +82,8 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadRequest: (400, "bad_request", "The request can't be understood"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
     UnknownCursor: (409, "unknown_cursor", "A cursor of another life of the log"),
+    OwnToken: (409, "own_token", "A token does not revoke itself"),
+    TooMany: (409, "too_many", "As many as one owner may have"),
     TooManyFeeds: (503, "too_many_feeds", "As many audit feeds as there may be"),
     BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
@@ -82,6 +94,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     # Not to be asked again soon: it is so until somebody changes it.
     NobodySigns: (409, "nobody_signs", "Nobody here signs checkpoints"),
     BlobDamaged: (502, "blob_damaged", "What is stored is not what was stored"),
+    KeysUnavailable: (503, "keys_unavailable", "The token can't be judged now"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
     LogError: (503, "log_unavailable", "The log can't be reached"),
     ViewsUnavailable: (503, "views_unavailable", "Lists can't be read now"),
@@ -93,6 +106,7 @@ RETRY_AFTER_S: dict[str, int] = {
     "log_full": 30,
     "outcome_unknown": 1,
     "log_unavailable": 1,
+    "keys_unavailable": 2,
     "views_unavailable": 1,
     "too_many_feeds": 5,
 }

@@ -55,6 +55,7 @@ from eventstore.codec import Unreadable
 from eventstore.events import Json, PlannedStep, Problem, Usage
 from eventstore.log import LogError, TooLarge
 from projections.steps import Answered
+from projections.task import metadata_of
 
 log = structlog.stdlib.get_logger()
 
@@ -135,8 +136,9 @@ class Run:
             session_id=task.session_id,
             mode=task.mode,
             approval_mode=task.approval_mode,
-            metadata=task.metadata,
+            metadata=metadata_of(task, large),
             conversation=await self._hold.conversation(),
+            files=tuple(map(self._hold.file, task.files)),
         )
 
     async def _plan_first(self, step: Step) -> None:

@@ -199,10 +199,8 @@ async def _settled_token(connection: Connection, directory: Path, site: Site) ->
     tokens = await Tokens.open(connection, replicas=site.replicas)
     try:
         kept = read_local(directory)
-        token = site.token
-        if token is None and kept is not None and await tokens.find(kept.token) is not None:
-            token = kept.token
-        token = token or new_token()
+        token = site.token or (kept.token if kept and await tokens.find(kept.token) else new_token())
+        # One that an older release made gets the scopes that have come since.
         await tokens.add(token, OWNER, SCOPES, note="made by tasktrail serve", plan=Plan(unlimited=True))
         if kept is None or kept.token != token:
             with writing(directory):

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import click
 import msgspec
@@ -15,8 +16,8 @@ from app.replies import NoAddress
 from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress, RefusedByServer
 from eventstore.events import Owner
-from eventstore.log import BadSubject, owner_word
-from eventstore.tokens import BUCKET, LIMIT_NAMES, SCOPES, Plan, Scope, Token, Tokens, new_token
+from eventstore.log import BadSubject, owner_named
+from eventstore.tokens import BUCKET, LIMIT_NAMES, SCOPES, Dialect, Plan, Scope, Token, Tokens, new_token
 
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
@@ -52,6 +53,19 @@ class ScopesType(click.ParamType[tuple[Scope, ...]]):
             wrong = f"no scope {', '.join(map(repr, unknown))}" if unknown else "a token needs at least one scope"
             self.fail(f"{wrong}; there are: {', '.join(SCOPES)}", param, ctx)
         return tuple(scope for scope in SCOPES if scope in asked)
+
+
+class DialectType(click.ParamType[Dialect]):
+    """A dialect."""
+
+    name = "dialect"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Dialect:
+        """By its name."""
+        for dialect in get_args(Dialect):
+            if value == dialect:
+                return dialect
+        self.fail(f"{value!r} is no dialect; there are: {', '.join(get_args(Dialect))}", param, ctx)
 
 
 class DurationType(click.ParamType[timedelta]):
@@ -92,9 +106,9 @@ class OwnerType(click.ParamType[Owner]):
     name = "owner"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Owner:
-        """The log's word for the name."""
+        """The log's word for the name; a word that a list shows is itself."""
         try:
-            return owner_word(value)
+            return owner_named(value)
         except BadSubject as error:
             self.fail(str(error), param, ctx)
 
@@ -112,6 +126,7 @@ def tokens() -> None:
 @click.option("--owner", type=OwnerType(), required=True, help="Whose tasks it opens: a person, a team, a program.")
 @click.option("--scopes", type=ScopesType(), required=True, metavar="A,B", help=f"Of: {', '.join(SCOPES)}.")
 @click.option("--expires", type=DurationType(), metavar="30d", help="After so long: 90s, 30m, 12h, 30d, 4w.  [never]")
+@click.option("--dialect", type=DialectType(), help="Whose API it is for, where a path is several's.  [none]")
 @click.option("--note", default="", help="For people who read the list.")
 @click.option("--multiplier", type=click.IntRange(1, 1_000), default=1, help="So many times each of our limits.")
 @click.option(
@@ -125,7 +140,13 @@ def tokens() -> None:
 @click.option("--unlimited", is_flag=True, help="No limits at all.")
 @click.pass_obj
 def create(
-    nats: NatsAddress, owner: Owner, scopes: tuple[Scope, ...], expires: timedelta | None, note: str, **plan: object
+    nats: NatsAddress,
+    owner: Owner,
+    scopes: tuple[Scope, ...],
+    expires: timedelta | None,
+    dialect: Dialect | None,
+    note: str,
+    **plan: object,
 ) -> None:
     """Make a token and print it: it is shown this once, and nothing else is on standard output.
 
@@ -135,7 +156,14 @@ def create(
     """
     secret = new_token()
     expires_at = None if expires is None else datetime.now(UTC) + expires
-    made = asyncio.run(_create(nats, secret, owner, scopes, expires_at, note, _plan(plan)))
+
+    async def add() -> Token:
+        async with _bucket(nats) as bucket:
+            return await bucket.add(
+                secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note, plan=_plan(plan)
+            )
+
+    made = asyncio.run(add())
     until = f"until {moment(made.expires_at)}" if made.expires_at else "for ever"
     click.echo(f"token {made.id} of {made.owner}, valid {until}:", err=True)
     click.echo(secret)
@@ -162,6 +190,7 @@ def list_tokens(nats: NatsAddress, as_json: bool) -> None:
             token.id,
             token.owner,
             ",".join(token.scopes),
+            token.dialect or "",
             moment(token.created_at),
             _expiry(token, now),
             limits_told(token.plan),
@@ -169,7 +198,7 @@ def list_tokens(nats: NatsAddress, as_json: bool) -> None:
         )
         for token in known
     ]
-    click.echo(table(("ID", "OWNER", "SCOPES", "CREATED", "EXPIRES", "LIMITS", "NOTE"), rows))
+    click.echo(table(("ID", "OWNER", "SCOPES", "DIALECT", "CREATED", "EXPIRES", "LIMITS", "NOTE"), rows))
 
 
 @tokens.command(cls=NatsCommand)
@@ -207,19 +236,6 @@ def limits_told(plan: Plan) -> str:
         return "none"
     ours = [] if plan.multiplier == 1 else [f"x{plan.multiplier}"]
     return " ".join([*ours, *(f"{name}={limit}" for name, limit in plan.limits.items())])
-
-
-async def _create(
-    nats: NatsAddress,
-    secret: str,
-    owner: Owner,
-    scopes: tuple[Scope, ...],
-    expires_at: datetime | None,
-    note: str,
-    plan: Plan,
-) -> Token:
-    async with _bucket(nats) as bucket:
-        return await bucket.add(secret, owner, scopes, expires_at=expires_at, note=note, plan=plan)
 
 
 async def _all(nats: NatsAddress) -> list[Token]:

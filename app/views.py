@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import structlog
 
@@ -14,11 +16,14 @@ from eventstore.jetstream import JetStreamLog
 from projections.database import Database, ViewsUnavailable
 from projections.listing import Filter
 from projections.projector import Projector
+from projections.session import SessionView
+from projections.session_views import SessionPage, SessionTasks, SessionViews
 from projections.task import Task
 from projections.views import Count, Page, Views
 
 log = structlog.stdlib.get_logger()
 
+Answer = TypeVar("Answer")
 OFFICE = "views"
 AGAIN_S = 1.0
 AT_ONCE_S = 0.2
@@ -50,21 +55,27 @@ class Lists:
             log.info("views.passed_over", error=str(error) or "too slow", again_in_s=REST_S)
             return None
 
-    async def page(self, owner: Owner, wanted: Filter, *, after: str | None, limit: int) -> Page:
+    async def page(
+        self, owner: Owner, wanted: Filter, *, after: str | None = None, offset: int = 0, limit: int
+    ) -> Page:
         """As `Views.list`. Raises BadCursor, ViewsUnavailable."""
-        views = self._views()
-        try:
-            return await views.list(owner, wanted, after=after, limit=limit)
-        except ViewsUnavailable as error:
-            raise _told(error) from error
+        return await _asked(self._views().list(owner, wanted, after=after, offset=offset, limit=limit))
 
     async def count(self, owner: Owner, wanted: Filter) -> Count:
         """As `Views.count`. Raises ViewsUnavailable."""
-        views = self._views()
-        try:
-            return await views.count(owner, wanted)
-        except ViewsUnavailable as error:
-            raise _told(error) from error
+        return await _asked(self._views().count(owner, wanted))
+
+    async def session(self, owner: Owner, session_id: str) -> SessionView | None:
+        """As `SessionViews.get`. Raises ViewsUnavailable."""
+        return await _asked(SessionViews(self._there()).get(owner, session_id))
+
+    async def sessions(self, owner: Owner, *, offset: int, limit: int) -> SessionPage:
+        """As `SessionViews.list`. Raises ViewsUnavailable."""
+        return await _asked(SessionViews(self._there()).list(owner, offset=offset, limit=limit))
+
+    async def session_tasks(self, owner: Owner, session_id: str, *, offset: int = 0, limit: int) -> SessionTasks | None:
+        """As `SessionViews.tasks`. Raises ViewsUnavailable."""
+        return await _asked(SessionViews(self._there()).tasks(owner, session_id, offset=offset, limit=limit))
 
     async def checkpoint(self) -> int:
         """The last sequence that is in them. Raises ViewsUnavailable."""
@@ -88,9 +99,19 @@ class Lists:
             await self._database.close()
 
     def _views(self) -> Views:
+        return Views(self._there())
+
+    def _there(self) -> Database:
         if self._database is None:
             raise ViewsUnavailable(NONE_KEPT)
-        return Views(self._database)
+        return self._database
+
+
+async def _asked(question: Awaitable[Answer]) -> Answer:
+    try:
+        return await question
+    except ViewsUnavailable as error:
+        raise _told(error) from error
 
 
 def _told(error: ViewsUnavailable) -> ViewsUnavailable:

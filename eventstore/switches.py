@@ -57,13 +57,15 @@ class Switches:
         found = await self._stream.get(subject=key)
         return found is not None and _decoded(found) is not None
 
-    async def disable(self, owner: Owner, tool: str) -> None:
-        """Switch it off. Raises BadSubject, LogUnavailable."""
+    async def disable(self, owner: Owner, tool: str) -> Disabled:
+        """Switch it off; one that is off stays so. Raises BadSubject, LogUnavailable."""
         key = _key(owner, tool)
         off = Disabled(owner=owner, tool=tool, since=datetime.now(UTC))
         await self._follower.catch_up()
-        if key not in self._off:
-            await self._stream.publish(key, msgspec.json.encode(off))
+        if known := self._off.get(key):
+            return known
+        await self._stream.publish(key, msgspec.json.encode(off))
+        return off
 
     async def enable(self, owner: Owner, tool: str) -> bool:
         """Switch it on; False: it was. Raises BadSubject, LogUnavailable."""

@@ -37,6 +37,7 @@ Scope = Literal[
     "audit",
     "audit:all",
     "admin",
+    "admin:all",
 ]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 INCLUDED_IN: dict[Scope, Scope] = {
@@ -47,6 +48,8 @@ INCLUDED_IN: dict[Scope, Scope] = {
     "audit": "audit:all",
 }
 """The scope, if any, that allows all that this one does."""
+OVER_ALL: frozenset[Scope] = frozenset({"audit:all", "admin:all"})
+"""What reaches beyond one owner: no other scope includes these."""
 
 
 LimitName = Literal[
@@ -171,21 +174,24 @@ class Tokens:
         await self._stream.publish(PREFIX + key, msgspec.json.encode(made))
         return made
 
-    async def revoke(self, token_id: str) -> Token | None:
-        """End a token by its id (or hash); None: there is none such. Raises LogUnavailable."""
+    async def revoke(self, token_id: str, *, owner: Owner | None = None) -> Token | None:
+        """End a token, of this owner where one is named, by its id (or hash); None: there is none such.
+
+        Raises LogUnavailable."""
         assert self._tail is not None, "build Tokens with open()"
         await self._tail.catch_up()
         for key, token in self._known.items():
-            if token_id in (token.id, key):
+            if token_id in (token.id, key) and owner in (None, token.owner):
                 await self._stream.publish(PREFIX + key, b"", headers={"KV-Operation": "DEL"})
                 return token
         return None
 
-    async def all(self) -> list[Token]:
-        """Every token, oldest first. Raises LogUnavailable."""
+    async def all(self, owner: Owner | None = None) -> list[Token]:
+        """Every token, or every one of an owner's, oldest first. Raises LogUnavailable."""
         assert self._tail is not None, "build Tokens with open()"
         await self._tail.catch_up()
-        return sorted(self._known.values(), key=lambda token: token.created_at)
+        known = [token for token in self._known.values() if owner in (None, token.owner)]
+        return sorted(known, key=lambda token: token.created_at)
 
     async def close(self) -> None:
         """Follow no more."""

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, Table, func, or_, select, union_al
 
 from eventstore.events import Owner
 from projections.database import BadCursor
-from projections.schema import indexed, micros, searched
+from projections.schema import indexed, micros, searched, session_key
 from projections.task import Status
 
 MAX_SEARCHED = 20_000
@@ -18,15 +18,18 @@ MAX_SEARCHED = 20_000
 
 class Filter(Struct, frozen=True, kw_only=True):
     """Which tasks: those to which all that is given applies. `q` is found in the title or the input (`title_only`: in
-    the title), whatever its case. Both times are exclusive; statuses None are all of them."""
+    the title), whatever its case. Both times are exclusive; statuses None are all of them. `started`: whether a worker
+    has ever taken it; `above`: its first fact has a higher sequence."""
 
     statuses: frozenset[Status] | None = None
+    started: bool | None = None
     agent: str | None = None
     session_id: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     q: str | None = None
     title_only: bool = False
+    above: int = 0
 
 
 EVERYTHING = Filter()
@@ -90,11 +93,14 @@ class Listing:
         places = self._places(between, MAX_SEARCHED + 1).subquery()
         return select(places.c.created).order_by(places.c.created.desc()).offset(MAX_SEARCHED - 1).limit(2)
 
-    def page(self, between: Between, limit: int) -> Select[int, bytes]:
-        """Places and bodies, newest first."""
+    def page(self, between: Between, limit: int, offset: int = 0) -> Select[int, bytes]:
+        """Places and bodies, newest first, without the first `offset`: those are walked by their index only."""
         c = self._c
-        places = self._places(between, limit, self._found()).subquery()
-        listed = select(c.created, c.body).where(c.created.in_(select(places.c.created)))
+        places = self._places(between, offset + limit, self._found()).subquery()
+        wanted = select(places.c.created)
+        if offset:
+            wanted = wanted.order_by(places.c.created.desc()).offset(offset).limit(limit)
+        listed = select(c.created, c.body).where(c.created.in_(wanted))
         return listed.order_by(c.created.desc()).limit(limit)
 
     def count(self, between: Between) -> Select[int]:
@@ -141,7 +147,9 @@ class Listing:
         c, wanted = self._c, self._wanted
         conditions = [c.owner == self._owner, c.created > between.low, c.created < between.high]
         if wanted.session_id is not None:
-            conditions.append(c.session_id == indexed(wanted.session_id))
+            conditions.append(c.session_id == session_key(wanted.session_id))
+        if wanted.started is not None:
+            conditions.append(c.started == wanted.started)
         if wanted.created_after is not None:
             conditions.append(c.created_at > micros(wanted.created_after))
         if wanted.created_before is not None:

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 from msgspec import Struct
 
 from eventstore import codec
 from eventstore.codec import Unreadable
-from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Recorded, Replay
+from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Replay
 from projections.checkpoint import is_of
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation
@@ -22,6 +23,7 @@ LINGER_S = 0.05
 LOOK_S = 0.25
 """How often it is looked whether we still lead, and whether there is an end that no arrival announces."""
 AGAIN_S = 0.5
+OneRead = TypeVar("OneRead")
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -174,9 +176,10 @@ class Projector:
         return generation, self._replay
 
     async def _carry(self, generation: Generation, replay: Replay, arrivals: list[Arrival]) -> None:
-        records = [recorded for arrival in arrivals if (recorded := _recorded(arrival)) is not None]
+        records = [one for arrival in arrivals if (one := _read(arrival, "tasks.", codec.recorded))]
+        sessions = [one for arrival in arrivals if (one := _read(arrival, "sessions.", codec.session_recorded))]
         upto = arrivals[-1].sequence
-        reached = await generation.apply(records, after=self._position, upto=upto)
+        reached = await generation.apply(records, sessions=sessions, after=self._position, upto=upto)
         self._position = upto
         self._records += len(arrivals)
         if reached > upto:
@@ -189,11 +192,12 @@ class Projector:
             )
 
 
-def _recorded(arrival: Arrival) -> Recorded | None:
-    if not arrival.subject.startswith("tasks."):
+def _read(arrival: Arrival, begins: str, read: Callable[[Arrival], OneRead]) -> OneRead | None:
+    """What it says, if it is of this kind."""
+    if not arrival.subject.startswith(begins):
         return None
     try:
-        return codec.recorded(arrival)
+        return read(arrival)
     except Unreadable as error:
         log.error("projector.unreadable", sequence=arrival.sequence, error=str(error))
         return None

@@ -1,9 +1,10 @@
 """`Task`, `INITIAL`, `evolve`: one task, folded from its facts. Pure; the only place that knows what a status is."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal, assert_never
 
-from msgspec import Struct
+from msgspec import Struct, convert
 from msgspec.structs import replace
 
 from eventstore.events import (
@@ -71,6 +72,14 @@ class StepInHand(Struct, frozen=True, kw_only=True):
     run: int
 
 
+class Halt(Struct, frozen=True, kw_only=True):
+    """Who paused or cancelled it, when, and why. `at` is None while the step in hand has not ended."""
+
+    by: str
+    reason: str | None
+    at: datetime | None
+
+
 class Task(Struct, frozen=True, kw_only=True):
     """One task as its facts tell it. `sequence`, `version` and `sha256` are those of its last record.
 
@@ -124,6 +133,7 @@ class Task(Struct, frozen=True, kw_only=True):
     asked_step: int | None = None
     inbox: int = 0
     pause_requested: bool = False
+    halt: Halt | None = None
     result: str | None = None
     error: Problem | None = None
     usage: Usage | None = None
@@ -159,6 +169,11 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 INITIAL = Task()
+
+
+def metadata_of(task: Task, large: Mapping[str, object]) -> dict[str, Json]:
+    """Its metadata, also where they are among the fields that are too big for it."""
+    return convert(large.get("metadata", task.metadata), dict[str, Json])
 
 
 def follows(recorded: Recorded, task: Task) -> bool:
@@ -225,14 +240,17 @@ def _fold(task: Task, record: Record) -> Task:
             decided = replace(task, review=None, asked_step=None, steps=step + 1, runnable=runnable)
             plan_approved = approved if step == task.plan_step else task.plan_approved
             return replace(decided, status=task.answered, plan_approved=plan_approved)
-        case PauseRequested():
-            return replace(task, pause_requested=True)
-        case TaskPaused():
-            return replace(_set_down(task, "paused"), pause_requested=False)
+        case PauseRequested(reason=reason):
+            return replace(task, pause_requested=True, halt=Halt(by=record.actor, reason=reason, at=None))
+        case TaskPaused(reason=reason):
+            # Where a worker says so, it was somebody else's wish.
+            wished = task.halt if task.pause_requested and task.halt is not None else None
+            halt = wished or Halt(by=record.actor, reason=reason, at=None)
+            return replace(_set_down(task, "paused"), pause_requested=False, halt=replace(halt, at=record.at))
         case TaskResumed(runnable=runnable):
             if task.status != "paused":
-                return replace(task, pause_requested=False)
-            return replace(task, runnable=runnable, status=_unpaused(task))
+                return replace(task, pause_requested=False, halt=None)
+            return replace(task, runnable=runnable, status=_unpaused(task), halt=None)
         case RunFailed(error=error, retry_at=retry_at, runnable=runnable, counts=counts):
             down = replace(_set_down(task, "pending"), retry_at=retry_at, runnable=runnable)
             return replace(down, failures=task.failures + 1, last_error=error) if counts else down
@@ -240,8 +258,9 @@ def _fold(task: Task, record: Record) -> Task:
             return _end(task, record, "completed", result=result)
         case TaskFailed(code=code, message=message):
             return _end(task, record, "failed", error=Problem(code=code, message=message))
-        case TaskCancelled(reason=reason):
-            return _end(task, record, "cancelled", error=Problem(code="cancelled", message=reason or "cancelled"))
+        case TaskCancelled(by=by, reason=reason):
+            cancelled = replace(task, halt=Halt(by=by, reason=reason, at=record.at))
+            return _end(cancelled, record, "cancelled", error=Problem(code="cancelled", message=reason or "cancelled"))
         case TaskTimedOut(deadline=deadline):
             message = f"not done by its deadline, {deadline.isoformat(timespec='milliseconds')}"
             return _end(task, record, "timed_out", error=Problem(code="timeout", message=message))

@@ -1,13 +1,17 @@
 """What a request's headers ask for: who, under which name, which version is known, how long to wait."""
 
 import re
+from typing import TypeVar
 
+import msgspec
 import uuid_utils
 from litestar import Request
 from litestar.datastructures import State
 
 from app.auth import Principal
+from app.commands import Command
 from app.dialects.native import MAX_WAIT_S
+from app.keys import hashed_key
 from app.problems import BadRequest
 from app.tasks import Cause
 from projections.task import Task
@@ -16,6 +20,7 @@ Asked = Request[Principal, None, State]
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+Said = TypeVar("Said", bound=msgspec.Struct)
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -50,6 +55,12 @@ def idempotency_key(request: Asked) -> str | None:
     return key
 
 
+def keyed(request: Asked, command: Command) -> Command:
+    """The command, which a repeat under the same Idempotency-Key does not carry out again. Raises BadRequest."""
+    key = idempotency_key(request)
+    return command if key is None else msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key))
+
+
 def wait_of(request: Asked) -> float | None:
     """Seconds of `Prefer: wait=N`, at most 60; None without it, or where `respond-async` wants no waiting."""
     prefer = ",".join(request.headers.getall("prefer", []))
@@ -64,3 +75,13 @@ def known_versions(request: Asked, task: Task) -> set[int]:
     if given.strip() == "*":
         return {task.version}
     return {int(version) for version in re.findall(r'"(\d{1,9})"', given)}
+
+
+async def strictly(request: Asked, data: Said) -> Said:
+    """What was said, if it was said so: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
+    said = msgspec.json.decode(await request.body(), type=dict[str, object])
+    for name, value in said.items():
+        taken = msgspec.to_builtins(getattr(data, name))
+        if taken != value or isinstance(taken, bool) != isinstance(value, bool):
+            raise BadRequest(f"{name} has another type than {type(value).__name__}")
+    return data

@@ -13,7 +13,7 @@ from app.dialects.pace import poll_after_s
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, TaskId, Usage
 from eventstore.log import AGENT, TASK_ID
-from projections.task import Task
+from projections.task import Task, metadata_of
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
@@ -65,6 +65,15 @@ class Why(Struct, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=1_000)] | None = None
 
 
+class FileBody(Struct, kw_only=True):
+    """A file that came with the task; its bytes are at `/tasks/{task_id}/blobs/{sha256}`. `size` is in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+
+
 class TaskBody(Struct, kw_only=True):
     """One task as it is. Nothing here depends on the clock: one version has one body. Times are RFC 3339.
 
@@ -99,6 +108,7 @@ class TaskBody(Struct, kw_only=True):
     pause_requested: bool
     usage: Usage | None
     metadata: dict[str, Json]
+    files: list[FileBody]
     poll_after_s: float | None
 
 
@@ -221,7 +231,11 @@ def _body(task: Task, large: Mapping[str, object]) -> TaskBody:
         plan=task.plan,
         pause_requested=task.pause_requested,
         usage=task.usage,
-        metadata=task.metadata,
+        metadata=metadata_of(task, large),
+        files=[
+            FileBody(name=file.name, size=file.bytes, sha256=file.sha256, media_type=file.media_type)
+            for file in task.files
+        ],
         # As of its last fact: what one version says must not depend on when it is asked for; Retry-After may.
         poll_after_s=poll_after_s(task, task.updated_at),
     )

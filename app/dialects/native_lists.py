@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from litestar import HttpMethod, Response, get, route
 from litestar.di import NamedDependency
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
@@ -66,10 +67,14 @@ async def list_tasks(
     return Response(listed(page, count), headers=headers, media_type="application/json")
 
 
-@route("/tasks", http_method=HttpMethod.OPTIONS, status_code=204, include_in_schema=False)
-async def tasks_options() -> Response[None]:
-    """What can be done here. The framework's own answer knows the path's first handler only; this one goes before."""
-    return Response(None, status_code=204, headers={"Allow": "GET, OPTIONS, POST"})
+def options(path: str, allow: str) -> HTTPRouteHandler:
+    """What can be done there. The framework's own answer knows the path's first handler only; this one goes before."""
+
+    @route(path, http_method=HttpMethod.OPTIONS, status_code=204, include_in_schema=False)
+    async def tell() -> Response[None]:
+        return Response(None, status_code=204, headers={"Allow": allow})
+
+    return tell
 
 
 def listed(page: Page, count: Count | None) -> bytes:

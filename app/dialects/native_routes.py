@@ -1,7 +1,7 @@
 """Our own API's routes."""
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, get, post
@@ -16,7 +16,8 @@ from app.attached import Attached
 from app.auth import Revocations
 from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
-from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions, wait_of
+from app.dialects import native_admin
+from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, known_versions, strictly, wait_of
 from app.dialects.native import (
     MAX_METADATA,
     AgentBody,
@@ -31,16 +32,15 @@ from app.dialects.native import (
     render,
     to_command,
 )
-from app.dialects.native_audit import AFTER, get_log, get_record_blob
+from app.dialects.native_audit import AFTER, attached_file, get_log, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
-from app.dialects.native_lists import list_tasks, tasks_options
+from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
-from app.feed import Streams, TaskStream
+from app.feed import OurWords, Streams, TaskStream
 from app.following import PAGE_BYTES
-from app.keys import hashed_key
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Tasks
@@ -58,7 +58,6 @@ ONE_TASK = {**COMMON, 404: PROBLEM}
 COMMANDED = {**ONE_TASK, 200: TASK, 409: PROBLEM, 413: PROBLEM, 415: PROBLEM, 422: PROBLEM}
 
 TaskPath = FromPath[str]
-Said = TypeVar("Said", bound=msgspec.Struct)
 
 
 @dataclass
@@ -156,7 +155,7 @@ async def get_events(
     cursor = BEGINNING if resumed is None else cursor_of(resumed)
     if _at_the_end(attached.task, cursor):
         return Response(b"", status_code=204, media_type=None)  # pyright: ignore[reportReturnType]  # litestar takes both
-    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, cursor)
+    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, OurWords(cursor))
 
 
 @get(
@@ -167,9 +166,14 @@ async def get_events(
 async def get_blob(
     request: Asked, task_id: TaskPath, sha256: FromPath[str], tasks: NamedDependency[Tasks]
 ) -> Response[bytes]:
-    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names."""
+    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names; or a file that
+    came with the task, by its own."""
     request.user.need("tasks:read")
     attached, _ = await find(tasks, request.user, task_id)
+    for file in attached.task.files:
+        content = await tasks.log.blobs.get(file.blob) if file.sha256 == sha256 else None
+        if content is not None:
+            return attached_file(content)
     after = 0
     while records := await tasks.log.read(attached.owner, attached.task_id, after=after, max_bytes=PAGE_BYTES):
         after = records[-1].sequence
@@ -232,20 +236,11 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 
 def routes() -> Router:
     """All of them."""
-    handlers = [tasks_options, create_task, list_tasks, get_task, get_events, get_blob, cancel_task, pause_task]
+    handlers = [options("/tasks", "GET, OPTIONS, POST"), create_task, list_tasks, get_task, get_events, get_blob]
+    handlers += [cancel_task, pause_task]
     handlers += [resume_task, send_message, review_task, list_agents, get_log, get_record_blob, sign_checkpoint]
-    handlers += [get_asyncapi, get_facts_schema]
+    handlers += [get_asyncapi, get_facts_schema, *native_admin.HANDLERS]
     return Router(path="/", route_handlers=handlers, opt={"limit": "native"})
-
-
-async def strictly(request: Asked, data: Said) -> Said:
-    """What was said, if it was said so: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
-    said = msgspec.json.decode(await request.body(), type=dict[str, object])
-    for name, value in said.items():
-        taken = msgspec.to_builtins(getattr(data, name))
-        if taken != value or isinstance(taken, bool) != isinstance(value, bool):
-            raise BadRequest(f"{name} has another type than {type(value).__name__}")
-    return data
 
 
 def _at_the_end(task: Task, cursor: Cursor) -> bool:
@@ -280,12 +275,11 @@ def _with_marks(task: Task, headers: dict[str, str]) -> dict[str, str]:
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:
     request.user.need("tasks:write")
     task_id = task_id_asked(text)
-    key = idempotency_key(request)
-    keyed = msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key) if key else None)
-    done = await tasks.execute(request.user.owner, task_id, keyed, cause_of(request))
+    command = keyed(request, command)
+    done = await tasks.execute(request.user.owner, task_id, command, cause_of(request))
     if isinstance(done, Rejected):
         raise Refused(done)
-    headers = {"Idempotency-Replayed": "true"} if key and done.recorded is None else {}
+    headers = {"Idempotency-Replayed": "true"} if command.key and done.recorded is None else {}
     return await _answer(tasks, done.task, headers)
 
 

@@ -25,6 +25,7 @@ from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
 from app.dialects.polling import find, rendered
+from app.limiting import draw
 from app.limits import Budget, Limits
 from app.problems import BadRequest
 from app.settings import HttpSettings
@@ -53,8 +54,8 @@ class Tool(Struct, frozen=True, kw_only=True):
     description: str
     takes: type[Struct]
     gives: type[Struct]
-    budget: Budget
     call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
+    budget: Budget
     reads_only: bool = True
 
 
@@ -122,8 +123,9 @@ class Mcp:
         try:
             if tool is None:
                 raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
-            caller = _caller(context)
-            await self._limits.draw(caller.principal, tool.budget)
+            assert context.request is not None, "it came over HTTP"
+            caller = _caller(context.request)
+            await draw(self._limits, context.request.scope["state"], caller.principal, tool.budget)
             return _told(await tool.call(caller, dict(params.arguments or {})))
         except Exception as error:
             status, refusal, _ = refusal_of(error)
@@ -143,8 +145,8 @@ class Mcp:
                 ),
                 takes=NewExecution,
                 gives=Executed,
-                budget="niyra.execute",
                 call=self._execute,
+                budget="niyra.execute",
                 reads_only=False,
             ),
             Tool(
@@ -153,8 +155,8 @@ class Mcp:
                 description="Have a question answered; nothing is changed. It waits for it up to half a minute.",
                 takes=NewQuestion,
                 gives=Answered,
-                budget="niyra.ask",
                 call=self._ask,
+                budget="niyra.ask",
             ),
             Tool(
                 name="niyra_get_task",
@@ -162,8 +164,8 @@ class Mcp:
                 description="How a task is getting on; its result, once terminal is true. Poll every few seconds.",
                 takes=WantedTask,
                 gives=Polled,
-                budget="niyra.poll",
                 call=self._get_task,
+                budget="niyra.poll",
             ),
         ]
 
@@ -188,12 +190,10 @@ def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
         raise BadRequest(str(error)) from error
 
 
-def _caller(context: Context) -> Caller:
-    assert context.request is not None, "it came over HTTP"
-    scope = context.request.scope
-    principal = scope["user"]
+def _caller(request: Request) -> Caller:
+    principal = request.scope["user"]
     assert isinstance(principal, Principal), "it was authenticated before"
-    cause = caused(principal, scope["state"]["request_id"], context.request.headers.get("traceparent"))
+    cause = caused(principal, request.scope["state"]["request_id"], request.headers.get("traceparent"))
     return Caller(principal=principal, cause=cause)
 
 

@@ -1,4 +1,4 @@
-"""A whole deployment that speaks Niyra: an API, a dispatcher with views, and a worker."""
+"""A whole deployment that speaks Niyra."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -13,10 +13,10 @@ from app.agents.agent import Agent
 from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner
-from eventstore.tokens import PLAN, Plan, Scope
-from tests.api import Api, running
-from tests.dialects.lists import until_listed
-from tests.worker.house import SOON_S, opened
+from eventstore.tokens import Scope
+from tests.api import Api
+from tests.dialects.deployment import at_work
+from tests.worker.house import SOON_S
 
 EXECUTE, ASK, TASKS = "/v1/public/execute", "/v1/public/ask", "/v1/public/tasks"
 
@@ -56,11 +56,9 @@ class Niyra(Struct):
                 await asyncio.sleep(0.02)
 
     @asynccontextmanager
-    async def bearer(
-        self, token: str, *scopes: Scope, owner: str = "dev", plan: Plan = PLAN
-    ) -> AsyncGenerator[httpx.AsyncClient]:
+    async def bearer(self, token: str, *scopes: Scope, owner: str = "dev") -> AsyncGenerator[httpx.AsyncClient]:
         """A client with a token of its own."""
-        await self.api.rooms.tokens.add(token, Owner(owner), scopes, plan=plan)
+        await self.api.rooms.tokens.add(token, Owner(owner), scopes)
         headers = {"Authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(base_url=self.api.url, headers=headers, timeout=30) as client:
             yield client
@@ -76,10 +74,6 @@ async def speaking(
     nats: NatsAddress, tmp_path: Path, *, window_s: float = 60.0, agents: Sequence[Agent] = ()
 ) -> AsyncGenerator[Niyra]:
     """While the context lasts. Both windows are `window_s`."""
-    views_url = f"sqlite:///{tmp_path / 'views.sqlite'}"
     http = HttpSettings(niyra_execute_window_s=window_s, niyra_ask_window_s=window_s)
-    async with opened(nats) as house, running(nats, http=http, views_url=views_url) as api:
-        house.dispatch(views_url=views_url)
-        house.work(*agents)
-        await until_listed(api, 0)
+    async with at_work(nats, tmp_path, http, agents=agents) as api:
         yield Niyra(api)

@@ -20,6 +20,9 @@ from tests.lifecycle.commands import request_review, start_run
 
 METHODS = {"get", "post", "put", "patch", "delete"}
 OPERATIONS = {
+    "DELETE /admin/tokens/{token_id}",
+    "GET /admin/tokens",
+    "GET /admin/tools",
     "GET /agents",
     "GET /events",
     "GET /events/blobs/{record_id}",
@@ -30,6 +33,7 @@ OPERATIONS = {
     "GET /tasks/{task_id}",
     "GET /tasks/{task_id}/blobs/{sha256}",
     "GET /tasks/{task_id}/events",
+    "POST /admin/tokens",
     "POST /checkpoints",
     "POST /tasks",
     "POST /tasks/{task_id}/cancel",
@@ -37,6 +41,7 @@ OPERATIONS = {
     "POST /tasks/{task_id}/pause",
     "POST /tasks/{task_id}/resume",
     "POST /tasks/{task_id}/review",
+    "PUT /admin/tools",
     "GET /v1/public/tasks/{task_id}",
     "POST /v1/public/ask",
     "POST /v1/public/execute",

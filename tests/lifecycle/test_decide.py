@@ -170,7 +170,9 @@ def test_a_worker_whose_run_is_over_writes_nothing(status: Status, command: Work
 
 @pytest.mark.parametrize("status", LIVING)
 def test_a_living_task_can_be_cancelled(status: Status) -> None:
-    given(*LIVES[status]).when(CancelTask(by="bob", reason="no")).then(TaskCancelled(by="bob", reason="no"))
+    given(*LIVES[status]).when(CancelTask(by="bob", reason="no")).then(
+        TaskCancelled(by="bob", reason="no", was_paused=status == "paused")
+    )
 
 
 @pytest.mark.parametrize("status", LIVING)

@@ -106,7 +106,7 @@ def test_a_review_makes_the_task_runnable_whatever_it_says(approved: bool) -> No
     )
     given(created(approval_mode="confirm"), started(), plan_proposed(needs_approval=True)).when(
         DecideReview(approved=approved)
-    ).then(ReviewDecided(step=0, approved=approved, runnable=True))
+    ).then(ReviewDecided(step=0, approved=approved, runnable=True, of_plan=True))
 
 
 def test_a_review_of_one_step_decides_nothing_about_another() -> None:

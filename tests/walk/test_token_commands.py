@@ -26,6 +26,7 @@ async def test_a_token_is_printed_once_works_is_listed_and_revoked(nats_address:
     env = environment(TASKTRAIL_DATA_DIR=str(tmp_path))
     async with running(nats_address) as api:
         asked = ["--owner", "Ann.B", "--scopes", "tasks:write, tasks:read", "--expires", "30d", "--note", "for ci"]
+        asked += ["--dialect", "shannon"]
         made = await tasktrail("tokens", "create", *asked, env=env)
         assert made.code == 0, made
         token = made.out.removesuffix("\n")
@@ -37,14 +38,15 @@ async def test_a_token_is_printed_once_works_is_listed_and_revoked(nats_address:
             tasktrail("tokens", "list", env=env), tasktrail("tokens", "list", "--json", env=env)
         )
         heads, dev, row = listed.out.splitlines()
-        assert heads.split() == ["ID", "OWNER", "SCOPES", "CREATED", "EXPIRES", "LIMITS", "NOTE"]
+        assert heads.split() == ["ID", "OWNER", "SCOPES", "DIALECT", "CREATED", "EXPIRES", "LIMITS", "NOTE"]
         assert "  never" in dev
         assert dev.split()[-1] == "none"
-        assert "  tasks:read,tasks:write  " in row
+        assert row.split()[2:4] == ["tasks:read,tasks:write", "shannon"]
         assert row.endswith("  for ci")
         assert token not in listed.out + as_json.out
         known = [json.loads(one) for one in as_json.out.splitlines()]
         assert [one.get("note", "") for one in known] == ["", "for ci"]
+        assert [one.get("dialect") for one in known] == [None, "shannon"]
 
         token_id = row.split()[0]
         revoked = await tasktrail("tokens", "revoke", token_id, "--nats-url", nats_address.url, env=environment())
@@ -82,6 +84,7 @@ MISTAKES = [
     (["--owner", "ann", "--scopes", "admin", "--expires", "month"], "'month' is no length of time"),
     (["--owner", "ann", "--scopes", "admin", "--expires", "999999w"], "100 years at most"),
     (["--owner", "", "--scopes", "admin"], "an owner has"),
+    (["--owner", "ann", "--scopes", "admin", "--dialect", "french"], "'french' is no dialect; there are: native,"),
     (["--scopes", "admin"], "--owner"),
     (["--owner", "ann", "--scopes", "admin", "--nats-url", "foo:bar"], "is no address of a NATS server"),
     (["--owner", "ann", "--scopes", "admin", "--nats-url", "nats://127.0.0.1:1"], "no NATS at"),

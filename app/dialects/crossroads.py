@@ -1,0 +1,84 @@
+"""Where vendors share paths: whose a bare path is, and the layer that sends it on to that vendor's own prefix."""
+
+from typing import Literal
+
+from litestar import Request
+from litestar.datastructures import Headers, State
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from app.auth import Header, NotAuthenticated, authenticate, presented
+from app.issuer_keys import KeysUnavailable
+from app.oauth import Issuer
+from eventstore.log import LogUnavailable
+from eventstore.tokens import Dialect, Tokens
+
+Vendor = Literal["shannon", "nanonets"]
+ASKED = "asked_path"
+
+
+def claimed(method: str, path: str) -> Vendor | Literal["both"] | None:
+    """Whose route this is; None: no vendor's here. A route that only one of them has is that one's, whoever asks."""
+    match [part for part in path.split("/") if part]:
+        case ["v1", "tasks" | "agents", *_]:
+            return "nanonets"
+        case ["health" | "readiness" | "openapi.json"]:
+            return "shannon"
+        case ["api", "v1", "tasks", _, "summary" | "result" | "messages" | "message"]:
+            return "nanonets"
+        case ["api", "v1", "agents", _, "run"]:
+            return "nanonets"
+        case ["api", "v1", "tasks" | "agents"] | ["api", "v1", "tasks" | "agents", _]:
+            return "shannon" if method == "POST" else "both"  # submit, stream, execute: Nanonets has none of them
+        case ["api", "v1", "tasks", _, "cancel"]:
+            return "both"
+        case ["api", "v1", *_]:
+            return "shannon"
+        case _:
+            return None
+
+
+def meant(header: Header | None, named: Dialect | None) -> Vendor:
+    """Whose words a request with this credential wants; `named` is the dialect that its token was issued for.
+
+    Without a credential Shannon's: only its clients have a mode that sends none.
+    """
+    if named == "shannon" or named == "nanonets":
+        return named
+    return "nanonets" if header == "bearer" else "shannon"
+
+
+def asked_path(request: Request[object, object, State]) -> str:
+    """The path that the client asked for: what a log shows."""
+    return str(request.scope["state"].get(ASKED, request.scope["path"]))
+
+
+class Crossroads:
+    """Sends bare paths of vendors to `/shannon...` or `/nanonets...`; all others pass."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._issuer = issuer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, under the vendor's prefix where the path is one's."""
+        if scope["type"] in ("http", "websocket"):
+            root = scope["root_path"]
+            path = scope["path"].removeprefix(root)
+            vendor = claimed(scope["method"] if scope["type"] == "http" else "GET", path)
+            if vendor == "both":
+                vendor = await self._meant(scope)
+            if vendor is not None:
+                scope["state"][ASKED] = scope["path"]
+                scope = scope.copy()
+                # `raw_path` stays: it is what was asked for, and nothing is found by it.
+                scope["path"] = f"{root}/{vendor}{path}"
+        await self._app(scope, receive, send)
+
+    async def _meant(self, scope: Scope) -> Vendor:
+        header, secret = presented(Headers.from_scope(scope))
+        try:
+            named = (await authenticate(self._tokens, self._issuer, secret)).dialect
+        except (NotAuthenticated, LogUnavailable, KeysUnavailable):
+            named = None  # which is said where the request is authenticated, in the words that its header asks for
+        return meant(header, named)
