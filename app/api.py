@@ -32,6 +32,7 @@ from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_r
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import PATHS as MCP_PATHS
 from app.dialects.niyra_mcp import Mcp
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
@@ -61,7 +62,12 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+EXPOSED = (
+    *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
+    *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("X-RateLimit-Limit-Minute", "X-RateLimit-Remaining-Minute"),
+    *("X-RateLimit-Limit-Hour", "X-RateLimit-Remaining-Hour"),
+)
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
@@ -247,6 +253,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
+            "issuer": given(rooms.issuer),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "sessions": given(Sessions(rooms.tasks, rooms.lists)),
@@ -284,8 +291,9 @@ def build(rooms: Rooms) -> ASGIApp:
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
-    return "niyra.poll" if niyra_routes.answers_for(path) else None
+    """Niyra tells of a budget on every answer, also where no route is; the others do not. An answer of MCP begins before
+    its tool is called, and so before anybody knows what is left."""
+    return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
 
 
 class Observed:

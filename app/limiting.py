@@ -4,11 +4,10 @@ A route says what it draws on by `opt={"limit": "niyra.execute"}`; one that says
 """
 
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.auth import Principal
 from app.dialects.budgets import HEADERS
 from app.limits import Budget, Limits, RateLimited, Standing, dialect_of
 
@@ -26,17 +25,12 @@ class Limiting:
         """Raises RateLimited, which is told in the dialect's words."""
         budget = budget_of(scope)
         if budget is not None and "user" in scope:
-            await draw(self._limits, scope["state"], scope["user"], budget)
+            try:
+                scope["state"][STANDINGS] = await self._limits.draw(scope["user"], budget)
+            except RateLimited as error:
+                scope["state"][STANDINGS] = error.standings
+                raise
         await self._app(scope, receive, send)
-
-
-async def draw(limits: Limits, state: MutableMapping[str, object], principal: Principal, budget: Budget) -> None:
-    """Count a request, and note in its state what is left, for its answer to tell. Raises RateLimited."""
-    try:
-        state[STANDINGS] = await limits.draw(principal, budget)
-    except RateLimited as error:
-        state[STANDINGS] = error.standings
-        raise
 
 
 class Telling:

@@ -25,7 +25,6 @@ from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
 from app.dialects.polling import find, rendered
-from app.limiting import draw
 from app.limits import Budget, Limits
 from app.problems import BadRequest
 from app.settings import HttpSettings
@@ -54,8 +53,8 @@ class Tool(Struct, frozen=True, kw_only=True):
     description: str
     takes: type[Struct]
     gives: type[Struct]
-    call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
     budget: Budget
+    call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
     reads_only: bool = True
 
 
@@ -125,7 +124,7 @@ class Mcp:
                 raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
             assert context.request is not None, "it came over HTTP"
             caller = _caller(context.request)
-            await draw(self._limits, context.request.scope["state"], caller.principal, tool.budget)
+            await self._limits.draw(caller.principal, tool.budget)
             return _told(await tool.call(caller, dict(params.arguments or {})))
         except Exception as error:
             status, refusal, _ = refusal_of(error)
@@ -145,8 +144,8 @@ class Mcp:
                 ),
                 takes=NewExecution,
                 gives=Executed,
-                call=self._execute,
                 budget="niyra.execute",
+                call=self._execute,
                 reads_only=False,
             ),
             Tool(
@@ -155,8 +154,8 @@ class Mcp:
                 description="Have a question answered; nothing is changed. It waits for it up to half a minute.",
                 takes=NewQuestion,
                 gives=Answered,
-                call=self._ask,
                 budget="niyra.ask",
+                call=self._ask,
             ),
             Tool(
                 name="niyra_get_task",
@@ -164,8 +163,8 @@ class Mcp:
                 description="How a task is getting on; its result, once terminal is true. Poll every few seconds.",
                 takes=WantedTask,
                 gives=Polled,
-                call=self._get_task,
                 budget="niyra.poll",
+                call=self._get_task,
             ),
         ]
 

@@ -13,6 +13,7 @@ from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_stream import SOCKET, ShannonWords
 from app.dialects.shannon_stream_routes import followed, workflow
 from app.feed import Streams, TaskStream
+from app.oauth import Issuer
 from app.tasks import Tasks
 from app.telling import Socket
 from eventstore.tokens import Tokens
@@ -28,6 +29,7 @@ async def stream_ws(
     socket: Asked,
     tasks: NamedDependency[Tasks],
     tokens: NamedDependency[Tokens],
+    issuer: NamedDependency[Issuer | None],
     streams: NamedDependency[Streams],
     revocations: NamedDependency[Revocations],
 ) -> None:
@@ -35,7 +37,7 @@ async def stream_ws(
     read."""
     try:
         query = socket.query_params
-        principal = await authenticate(tokens, credentials(socket.headers, query_token(query)))
+        principal = await authenticate(tokens, issuer, credentials(socket.headers, query_token(query)))
         principal.need("tasks:read")
         asked = followed(query)
         attached = await workflow(tasks, principal, asked.workflow_id)
