@@ -62,7 +62,12 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+EXPOSED = (
+    *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
+    *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("X-RateLimit-Limit-Minute", "X-RateLimit-Remaining-Minute"),
+    *("X-RateLimit-Limit-Hour", "X-RateLimit-Remaining-Hour"),
+)
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
@@ -282,7 +287,8 @@ def build(rooms: Rooms) -> ASGIApp:
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not, and MCP has tools instead."""
+    """Niyra tells of a budget on every answer, also where no route is; the others do not. An answer of MCP begins
+    before its tool is called, and so before anybody knows what is left."""
     return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
 
 
