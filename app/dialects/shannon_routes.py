@@ -23,6 +23,7 @@ from app.dialects import (
 )
 from app.dialects.asked import Asked, cause_of, known_versions
 from app.dialects.budgets import shannon_refusal
+from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered
 from app.dialects.shannon import (
     RETRY_AFTER_S,
@@ -100,10 +101,9 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     attached, age_s = await find(tasks, request.user, checked_id(task_id))
     task = attached.task
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"', "X-Workflow-ID": str(task.task_id)}
+    headers |= retry_after(task, least_s=RETRY_AFTER_S)
     if age_s is not None:
         headers["Age"] = str(age_s)
-    if not task.ended:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=headers, media_type=None)
     body = await rendered(tasks, attached, task, "shannon", render)
