@@ -134,7 +134,7 @@ async def sent(tokens: Tokens, kind: str, path: str, root_path: str = "", **head
     asked: dict[str, object] = {"type": kind, "path": path, "root_path": root_path, "headers": given, "state": {}}
     if kind == "http":
         asked["method"] = "GET"
-    await Crossroads(behind, Bearers(tokens))(asked, receive, send)  # pyright: ignore[reportArgumentType]  # only what it reads
+    await Crossroads(behind, Bearers(tokens, None))(asked, receive, send)  # pyright: ignore[reportArgumentType]  # only what it reads
     (scope,) = arrived
     assert asked["path"] == path, "what is around the layer sees what was asked for"
     return scope["path"], asked_path(scope)
