@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
-from app.auth import Revocations, authenticate, credentials
+from app.auth import Bearers, Revocations, credentials
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
@@ -62,7 +62,12 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+EXPOSED = (
+    *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
+    *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("X-RateLimit-Limit-Minute", "X-RateLimit-Remaining-Minute"),
+    *("X-RateLimit-Limit-Hour", "X-RateLimit-Remaining-Hour"),
+)
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
@@ -91,7 +96,7 @@ class Rooms:
         self.tasks = tasks
         self.tokens = tokens
         self.switches = switches
-        self.issuer = None if http.oauth is None else Issuer(http.oauth)
+        self.bearers = Bearers(tokens, None if http.oauth is None else Issuer(http.oauth))
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
@@ -152,8 +157,7 @@ async def open_rooms(
                     async with rooms.mcp.run():
                         yield rooms
                 finally:
-                    if rooms.issuer is not None:
-                        await rooms.issuer.close()
+                    await rooms.bearers.close()
         finally:
             await tasks.close()
             await switches.close()
@@ -193,7 +197,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, rooms.issuer, credentials(request.headers))
+        principal = await rooms.bearers.authenticate(credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -204,15 +208,14 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
+    def __init__(self, app: ASGIApp, bearers: Bearers) -> None:
         super().__init__(app, exclude=["^/docs"])
-        self._tokens = tokens
-        self._issuer = issuer
+        self._bearers = bearers
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
         secret = credentials(connection.headers, _token_in_query(connection))
-        return AuthenticationResult(user=await authenticate(self._tokens, self._issuer, secret), auth=None)
+        return AuthenticationResult(user=await self._bearers.authenticate(secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -248,7 +251,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
-            "issuer": given(rooms.issuer),
+            "bearers": given(rooms.bearers),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
             "sessions": given(Sessions(rooms.tasks, rooms.lists)),
@@ -260,7 +263,7 @@ def build(rooms: Rooms) -> ASGIApp:
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
-            DefineMiddleware(Authentication, tokens=rooms.tokens, issuer=rooms.issuer),
+            DefineMiddleware(Authentication, bearers=rooms.bearers),
             DefineMiddleware(Limiting, limits=rooms.limits),
         ],
         exception_handlers={Exception: on_error},
@@ -280,13 +283,12 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(
-        Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens, rooms.issuer), rooms.metrics
-    )
+    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.bearers), rooms.metrics)
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not, and MCP has tools instead."""
+    """Niyra tells of a budget on every answer, also where no route is; the others do not. An answer of MCP begins
+    before its tool is called, and so before anybody knows what is left."""
     return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
 
 

@@ -106,7 +106,7 @@ def tasktrail() -> None:
 
 @tasktrail.command(
     params=[
-        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *LIMITS, *OAUTH, *WORKING),
+        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *OAUTH, *LIMITS, *WORKING),
         *(LEASE, SWEEP, LOG_LEVEL),
     ]
 )
@@ -154,7 +154,7 @@ def serve(
         run(supervise(site, announce))
 
 
-@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *LIMITS, *OAUTH, LOG_LEVEL])
+@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *OAUTH, *LIMITS, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
 def api(fd: int | None, views_url: str | None, **given: object) -> None:
     """Answer HTTP, on a shared NATS.

@@ -32,7 +32,7 @@ class BadAccessToken(Exception):
     """It is not one of the issuer's for us, or not any more; why is nobody's business."""
 
 
-class Bearer(Struct, frozen=True, kw_only=True):
+class Vouched(Struct, frozen=True, kw_only=True):
     """Whom the issuer vouches for, and for what, until when."""
 
     owner: Owner
@@ -64,7 +64,7 @@ class Issuer:
         self._settings = settings
         self._keys = IssuerKeys(settings)
 
-    async def verify(self, token: str) -> Bearer:
+    async def verify(self, token: str) -> Vouched:
         """What the issuer says. Raises BadAccessToken; KeysUnavailable for one that may be good."""
         header = header_of(token)
         if header is None or len(token) > MAX_BYTES or header.typ.lower() not in TYPES:
@@ -101,11 +101,11 @@ class Issuer:
         now = time.time()
         return self._settings.audience in audience and claims.nbf - LEEWAY_S <= now < claims.exp + LEEWAY_S
 
-    def _bearer(self, said: dict[str, object], token: str) -> Bearer:
+    def _bearer(self, said: dict[str, object], token: str) -> Vouched:
         claims = msgspec.convert(said, _Claims)
         named = msgspec.convert(said.get(self._settings.owner_claim), str)
         given = {*words(claims.scope), *words(claims.scp)}
-        return Bearer(
+        return Vouched(
             owner=owner_word(named),
             scopes=frozenset(scope for scope in SCOPES if scope in given),
             token_id=claims.jti if claims.jti and ID.fullmatch(claims.jti) else hashed(token)[:12],

@@ -10,15 +10,7 @@ import msgspec
 
 from app.checked import checked_authorities, checked_http_url, checked_nats_url, checked_token, checked_views_url
 from app.local import DEFAULT_DIRECTORY
-from app.settings import (
-    LIMITED,
-    AgentSettings,
-    AuditSettings,
-    HttpSettings,
-    LogSettings,
-    OAuthSettings,
-    WorkerSettings,
-)
+from app.settings import LIMITED, AgentSettings, AuditSettings, HttpSettings, LogSettings, OAuthSettings, WorkerSettings
 from eventstore.connection import NatsAddress
 
 Value = TypeVar("Value")
@@ -227,8 +219,8 @@ def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -
 def http_settings(given: Mapping[str, object]) -> HttpSettings:
     """From a command's parameters. Raises UsageError for a certificate that can't be used."""
     told = {name: given[name] for name in HttpSettings.__struct_fields__ if given.get(name) is not None}
-    ours = {"limits": {name: given[name] for name in LIMITED}, "oauth": oauth_settings(given)}
-    http = msgspec.convert(told | ours, HttpSettings)
+    told |= {"limits": {name: given[name] for name in LIMITED}, "oauth": oauth_settings(given)}
+    http = msgspec.convert(told, HttpSettings)
     if http.ssl_keyfile and not http.ssl_certfile:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     if http.ssl_certfile:

@@ -73,8 +73,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     reads: Literal["strict", "bounded"] = "strict"
     niyra_execute_window_s: float = 60.0
     niyra_ask_window_s: float = 30.0
-    limits: LimitSettings = LimitSettings()
     oauth: OAuthSettings | None = None
+    limits: LimitSettings = LimitSettings()
 
     @property
     def beyond_loopback(self) -> bool:

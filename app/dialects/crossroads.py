@@ -2,15 +2,13 @@
 
 from typing import Literal
 
-from litestar import Request
-from litestar.datastructures import Headers, State
+from litestar.datastructures import Headers
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.auth import Header, NotAuthenticated, authenticate, presented
+from app.auth import Bearers, Header, NotAuthenticated, presented
 from app.issuer_keys import KeysUnavailable
-from app.oauth import Issuer
 from eventstore.log import LogUnavailable
-from eventstore.tokens import Dialect, Tokens
+from eventstore.tokens import Dialect
 
 Vendor = Literal["shannon", "nanonets"]
 ASKED = "asked_path"
@@ -47,18 +45,17 @@ def meant(header: Header | None, named: Dialect | None) -> Vendor:
     return "nanonets" if header == "bearer" else "shannon"
 
 
-def asked_path(request: Request[object, object, State]) -> str:
-    """The path that the client asked for: what a log shows."""
-    return str(request.scope["state"].get(ASKED, request.scope["path"]))
+def asked_path(scope: Scope) -> str:
+    """The path that the client asked for: what a log shows, and what leads elsewhere begins with."""
+    return str(scope["state"].get(ASKED, scope["path"]))
 
 
 class Crossroads:
     """Sends bare paths of vendors to `/shannon...` or `/nanonets...`; all others pass."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, issuer: Issuer | None) -> None:
+    def __init__(self, app: ASGIApp, bearers: Bearers) -> None:
         self._app = app
-        self._tokens = tokens
-        self._issuer = issuer
+        self._bearers = bearers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, under the vendor's prefix where the path is one's."""
@@ -78,7 +75,7 @@ class Crossroads:
     async def _meant(self, scope: Scope) -> Vendor:
         header, secret = presented(Headers.from_scope(scope))
         try:
-            named = (await authenticate(self._tokens, self._issuer, secret)).dialect
-        except (NotAuthenticated, LogUnavailable, KeysUnavailable):
+            named = (await self._bearers.authenticate(secret)).dialect
+        except (NotAuthenticated, KeysUnavailable, LogUnavailable):
             named = None  # which is said where the request is authenticated, in the words that its header asks for
         return meant(header, named)

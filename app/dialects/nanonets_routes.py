@@ -44,6 +44,7 @@ from app.dialects.nanonets import (
 )
 from app.dialects.nanonets_feed import History, feed, messages
 from app.dialects.native_lists import MAX_WORDS, time_of
+from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered
 from app.feed import Streams
 from app.problems import Refused
@@ -229,7 +230,11 @@ def routes() -> list[Router]:
     """All of them, twice. Our own API's description leaves them out: docs/reference/nanonets.md has them."""
     handlers = [run_agent, poll_task, summary, result, list_messages, send_message, cancel_task, list_tasks]
     handlers += [list_agents, get_agent]
-    return [Router(path=PREFIX + version, route_handlers=handlers, include_in_schema=False) for version in VERSIONS]
+    limited = {"limit": "nanonets"}
+    return [
+        Router(path=PREFIX + version, route_handlers=handlers, opt=limited, include_in_schema=False)
+        for version in VERSIONS
+    ]
 
 
 def answers_for(path: str) -> bool:
@@ -241,7 +246,7 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     """Every error on Nanonets' paths in its shape; one that nobody expected is ours, and is logged."""
     status_code, refusal, headers = refusal_of(error)
     if status_code == 500:
-        log.error("http.fault", path=asked_path(request), exc_info=error)
+        log.error("http.fault", path=asked_path(request.scope), exc_info=error)
     body = msgspec.json.encode(refusal)
     return Response(body, status_code=status_code, headers=headers, media_type="application/json")
 
@@ -267,7 +272,7 @@ def _told(task: Task) -> Response[bytes]:
 
 def _wait(task: Task) -> dict[str, str]:
     """How long a kind poller waits."""
-    return {} if task.ended else {"Retry-After": str(RETRY_AFTER_S)}
+    return retry_after(task, least_s=RETRY_AFTER_S)
 
 
 def _agent(agent: Agent) -> AgentBody:

@@ -1,7 +1,5 @@
 """What Shannon's clients submit: the wire struct, the rules of each field, and the wish in the domain's words."""
 
-import base64
-import binascii
 import hashlib
 from typing import TypeVar
 from uuid import uuid4
@@ -16,9 +14,6 @@ from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json
 
 MAX_SESSION_ID = 512
-MAX_ATTACHED = 25 * 1024 * 1024
-MAX_THUMBNAIL = 50 * 1024
-"""Bytes of all attachments together, and of one's thumbnail, once decoded."""
 ATTACHED = "Please look at what is attached."
 """The query of a submission that consists of attachments only."""
 
@@ -74,7 +69,6 @@ def read_submission(content: bytes) -> Submission:
 def to_command(body: Submission, content: bytes, catalogue: Catalogue) -> CreateTask:
     """The wish in the domain's words; `content` is the body as it came. Raises BadRequest."""
     context = body.context or {}
-    check_attachments(context)
     query = body.query or (ATTACHED if context.get("attachments") else "")
     if not query:
         raise BadRequest("Query is required")
@@ -163,44 +157,3 @@ def agent_of(context: dict[str, Json], catalogue: Catalogue) -> str:
     if not isinstance(agent, str) or agent not in catalogue:
         raise BadRequest(f"Unknown agent: {str(agent)[:64]} (there are: {', '.join(catalogue.names)})")
     return agent
-
-
-class Attachment(Struct, kw_only=True):
-    """A file that came in the context: its bytes in base64, or where it is."""
-
-    media_type: str = ""
-    data: str | None = None
-    url: str | None = None
-    filename: str | None = None
-    thumbnail: str | None = None
-
-
-def check_attachments(context: dict[str, Json]) -> None:
-    """Raises BadRequest. Attachments stay in the context, and the agent finds them there."""
-    said = context.get("attachments")
-    if said is None:
-        return
-    try:
-        attachments = msgspec.convert(said, list[Attachment])
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"Invalid attachments: {error}") from error
-    size = 0
-    for number, one in enumerate(attachments):
-        if not one.media_type:
-            raise BadRequest(f"Invalid attachments[{number}]: media_type is required")
-        if not one.data and not one.url:
-            raise BadRequest(f"Invalid attachments[{number}]: data or url is required")
-        size += decoded_bytes(f"attachments[{number}].data", one.data or "")
-        if decoded_bytes(f"attachments[{number}].thumbnail", one.thumbnail or "") > MAX_THUMBNAIL:
-            raise BadRequest(f"Invalid attachments[{number}]: a thumbnail has at most {MAX_THUMBNAIL} bytes")
-    if size > MAX_ATTACHED:
-        raise BadRequest(f"Invalid attachments: {MAX_ATTACHED} bytes at most in all")
-
-
-def decoded_bytes(name: str, text: str) -> int:
-    """How many there are; a data URL counts by what it holds. Raises BadRequest: it is no base64."""
-    _, _, encoded = text.rpartition(";base64,")
-    try:
-        return len(base64.b64decode(encoded, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"Invalid {name}: {error}") from error

@@ -7,16 +7,14 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.types import ControllerRouterHandler
 
-from app.auth import Revocations, authenticate, credentials
+from app.auth import Bearers, Revocations, credentials
 from app.dialects.shannon import refusal_of
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_stream import SOCKET, ShannonWords
 from app.dialects.shannon_stream_routes import followed, workflow
 from app.feed import Streams, TaskStream
-from app.oauth import Issuer
 from app.tasks import Tasks
 from app.telling import Socket
-from eventstore.tokens import Tokens
 
 log = structlog.stdlib.get_logger()
 
@@ -28,8 +26,7 @@ Asked = WebSocket[None, None, State]
 async def stream_ws(
     socket: Asked,
     tasks: NamedDependency[Tasks],
-    tokens: NamedDependency[Tokens],
-    issuer: NamedDependency[Issuer | None],
+    bearers: NamedDependency[Bearers],
     streams: NamedDependency[Streams],
     revocations: NamedDependency[Revocations],
 ) -> None:
@@ -37,7 +34,7 @@ async def stream_ws(
     read."""
     try:
         query = socket.query_params
-        principal = await authenticate(tokens, issuer, credentials(socket.headers, query_token(query)))
+        principal = await bearers.authenticate(credentials(socket.headers, query_token(query)))
         principal.need("tasks:read")
         asked = followed(query)
         attached = await workflow(tasks, principal, asked.workflow_id)

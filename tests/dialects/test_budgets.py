@@ -11,6 +11,7 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 
 from app.api import Observed, Telling, build
+from app.auth import Principal
 from app.dialects.budgets import HEADERS, native_headers, niyra_headers, shannon_headers, shannon_refusal
 from app.limits import Budget, RateLimited, Standing
 from app.settings import HttpSettings, LimitSettings
@@ -122,6 +123,56 @@ async def test_our_own_api_has_the_drafts_headers_and_a_problem_where_a_limit_is
     # What needs no token is not counted.
     assert not {"RateLimit", "X-RateLimit-Limit"} & {*(await ann.get("/health/live")).headers}
     assert (await ann.get("/docs/asyncapi.json")).status_code == 200
+
+
+SHANNONS = {
+    "x-ratelimit-limit-minute",
+    "x-ratelimit-remaining-minute",
+    "x-ratelimit-limit-hour",
+    "x-ratelimit-remaining-hour",
+    "x-ratelimit-reset",
+}
+
+
+async def test_shannons_limited_routes_tell_of_minute_and_hour_and_refuse_in_its_words(nats_address: NatsAddress):
+    async with running(nats_address, http=HttpSettings(limits=LimitSettings(shannon_minute_limit=3))) as api:
+        await api.rooms.tokens.add("sk_test_123456", DEV, ALL)
+        async with httpx.AsyncClient(base_url=api.url, headers={"X-API-Key": "sk_test_123456"}) as client:
+            begun = await client.post("/api/v1/tasks", json={"query": "x"})
+            path = f"/api/v1/tasks/{begun.json()['task_id']}"
+            controlled = await client.get(f"{path}/control-state")
+            bad = await client.post("/shannon/api/v1/tasks", json={})
+            for answer, status, left in ((begun, 200, "2"), (controlled, 200, "1"), (bad, 400, "0")):
+                assert (answer.status_code, answer.headers["X-RateLimit-Remaining-Minute"]) == (status, left)
+                assert answer.headers.keys() >= SHANNONS
+                assert answer.headers["X-RateLimit-Limit-Hour"] == "1000"
+            refused = await client.post("/api/v1/tasks", json={"query": "x"})
+            assert (refused.status_code, refused.json()["window"]) == (429, "minute")
+            assert refused.json()["error"] == "Rate limit exceeded"
+            assert 1 <= int(refused.headers["Retry-After"]) <= 60
+            assert refused.headers.keys() >= SHANNONS
+            # Its polls and streams have no limit, and no headers.
+            polled = await client.get(path)
+            assert (polled.status_code, SHANNONS & {*polled.headers}) == (200, set())
+
+
+async def test_nanonets_refuses_in_its_words_and_says_when_to_come_back(nats_address: NatsAddress):
+    async with running(nats_address, http=HttpSettings(limits=LimitSettings(nanonets_limit=2))) as api:
+        await api.rooms.tokens.add("nn_key", DEV, ALL)
+        async with httpx.AsyncClient(base_url=api.url, headers={"Authorization": "Bearer nn_key"}) as client:
+            for _ in range(2):
+                assert (await client.get(f"/api/v1/tasks/{uuid4()}")).status_code == 404
+            refused = await client.get(f"/v1/tasks/{uuid4()}")
+            assert (refused.status_code, refused.json().keys()) == (429, {"error"})
+            assert 1 <= int(refused.headers["Retry-After"]) <= 60
+
+
+def test_an_issuers_users_are_counted_however_many_tokens_they_have() -> None:
+    def one(token_hash: str, *, vouched_for: bool) -> Principal:
+        return Principal(owner=DEV, scopes=frozenset(), token_id="t", token_hash=token_hash, vouched_for=vouched_for)
+
+    assert one("a", vouched_for=True).counted_as == one("b", vouched_for=True).counted_as
+    assert one("a", vouched_for=False).counted_as != one("b", vouched_for=False).counted_as
 
 
 async def test_without_a_limit_our_own_answers_tell_of_none(nats_address: NatsAddress):

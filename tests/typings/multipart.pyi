@@ -1,5 +1,5 @@
-"""What we take of `multipart` (the one that litestar uses). Two packages install this name: Python finds litestar's either
-way, a type checker finds the other's."""
+"""What we take of `multipart`, the one that litestar uses. Another package installs the same name, which a type checker
+finds instead; Python finds litestar's either way."""
 
 from collections.abc import Generator
 from types import TracebackType

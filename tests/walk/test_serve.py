@@ -89,6 +89,9 @@ async def test_a_first_start_prints_a_curl_that_begins_a_task_and_the_task_runs_
         async with service.client() as client:
             task = await submitted(client, SLOW)
             assert (await task_when(client, task.task_id, "completed")).result == "slept"
+            for _ in range(2):  # our own token is unlimited, and told of the limits all the same
+                polled = await client.get(f"/v1/public/tasks/{task.task_id}")
+                assert polled.headers["X-RateLimit-Remaining"] == polled.headers["X-RateLimit-Limit"] == "600"
 
 
 async def test_a_clean_stop_leaves_no_process_and_only_the_token_for_local_clients(tmp_path: Path):
