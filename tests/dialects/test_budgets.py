@@ -11,6 +11,7 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 
 from app.api import Observed, Telling, build
+from app.auth import Principal
 from app.dialects.budgets import HEADERS, native_headers, niyra_headers, shannon_headers, shannon_refusal
 from app.dialects.crossroads import Crossroads
 from app.dialects.shannon_tracing import Tracing
@@ -166,6 +167,14 @@ async def test_nanonets_refuses_in_its_words_and_says_when_to_come_back(nats_add
             refused = await client.get(f"/v1/tasks/{uuid4()}")
             assert (refused.status_code, refused.json().keys()) == (429, {"error"})
             assert 1 <= int(refused.headers["Retry-After"]) <= 60
+
+
+def test_an_issuers_users_are_counted_however_many_tokens_they_have() -> None:
+    def one(token_hash: str, *, vouched_for: bool) -> Principal:
+        return Principal(owner=DEV, scopes=frozenset(), token_id="t", token_hash=token_hash, vouched_for=vouched_for)
+
+    assert one("a", vouched_for=True).purse == one("b", vouched_for=True).purse
+    assert one("a", vouched_for=False).purse != one("b", vouched_for=False).purse
 
 
 async def test_without_a_limit_our_own_answers_tell_of_none(nats_address: NatsAddress):
