@@ -14,6 +14,7 @@ from eventstore.jetstream import JetStreamLog
 from projections.database import Database, ViewsUnavailable
 from projections.listing import Filter
 from projections.projector import Projector
+from projections.seldom import Seldom
 from projections.task import Task
 from projections.views import Count, Page, Views
 
@@ -37,6 +38,7 @@ class Lists:
     def __init__(self, views_url: str | None) -> None:
         self._database = None if views_url is None else Database.open(views_url)
         self._resting_until = 0.0
+        self._seldom = Seldom()
 
     async def task(self, owner: Owner, task_id: TaskId) -> Task | None:
         """The task as of its `sequence`, if the views have it and say so at once; maybe not what the log says now."""
@@ -58,7 +60,7 @@ class Lists:
         try:
             return await views.list(owner, wanted, after=after, offset=offset, limit=limit)
         except ViewsUnavailable as error:
-            raise _told(error) from error
+            raise self._refusal(error) from error
 
     async def count(self, owner: Owner, wanted: Filter) -> Count:
         """As `Views.count`. Raises ViewsUnavailable."""
@@ -66,7 +68,7 @@ class Lists:
         try:
             return await views.count(owner, wanted)
         except ViewsUnavailable as error:
-            raise _told(error) from error
+            raise self._refusal(error) from error
 
     async def checkpoint(self) -> int:
         """The last sequence that is in them. Raises ViewsUnavailable."""
@@ -80,7 +82,7 @@ class Lists:
                 while await views.checkpoint() < sequence:  # noqa: ASYNC110  # another process carries them
                     await asyncio.sleep(LOOK_S)
         except ViewsUnavailable as error:
-            raise _told(error) from error
+            raise self._refusal(error) from error
         except TimeoutError as error:
             raise ViewsUnavailable("the views are behind the log") from error
 
@@ -94,11 +96,11 @@ class Lists:
             raise ViewsUnavailable(NONE_KEPT)
         return Views(self._database)
 
-
-def _told(error: ViewsUnavailable) -> ViewsUnavailable:
-    """What a client is told; the database's address and its words are for whoever is on call."""
-    log.warning("views.not_readable", error=str(error))
-    return ViewsUnavailable(NOT_NOW)
+    def _refusal(self, error: ViewsUnavailable) -> ViewsUnavailable:
+        """What a client is told; the database's address and its words are for whoever is on call."""
+        if self._seldom.due(str(error)):
+            log.warning("views.not_readable", error=str(error))
+        return ViewsUnavailable(NOT_NOW)
 
 
 class Carrier:
@@ -113,6 +115,11 @@ class Carrier:
     def position(self) -> int | None:
         """The last sequence that is in the views; None: another projector carries them, or nobody."""
         return None if self._projector is None else self._projector.position
+
+    @property
+    def carries(self) -> bool:
+        """Whether it carries them now: it leads, and the database lets it."""
+        return self._projector is not None and self._projector.well
 
     async def run(self) -> None:
         """Until cancelled."""
