@@ -15,7 +15,7 @@ from litestar.params import FromPath, QueryParameter
 from litestar.types import ASGIApp
 from msgspec import UNSET, Struct, UnsetType
 
-from app.audit_answers import LAST, NDJSON, AuditStream, as_cloudevent
+from app.audit_answers import LAST, NDJSON, OWNER, AuditStream, as_cloudevent
 from app.audit_feed import AuditFeeds, Page, Question
 from app.audit_filter import Wanted
 from app.auth import NotAllowed, Principal, Revocations
@@ -202,6 +202,8 @@ def answer_page(request: Asked, page: Page, kind: str) -> Response[bytes]:
     rest = [(name, value) for name, value in request.query_params.multi_items() if name not in left]
     on = f"{str(request.scope['root_path']).rstrip('/')}/events?{urlencode([*rest, ('after', page.cursor)])}"
     headers = {"Cache-Control": "private, no-cache", LAST: str(page.last), "Link": f'<{on}>; rel="next"'}
+    if not request.user.hears_all:
+        headers[OWNER] = request.user.owner
     match kind:
         case "application/cloudevents+json":
             if not page.arrivals:
