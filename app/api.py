@@ -27,20 +27,25 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import __version__
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
-from app.auth import Revocations, authenticate, credentials
+from app.auth import Bearers, Revocations, credentials
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.niyra_calls import Calls
+from app.dialects.niyra_mcp import PATHS as MCP_PATHS
 from app.dialects.niyra_mcp import Mcp
+from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
 from app.limits import Budget, Limits
 from app.metrics import Metrics, exposition, read_figures
+from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.sessions import Sessions
 from app.settings import HttpSettings, LogSettings
+from app.sockets import SOCKETS
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.checkpointing import Signer
@@ -57,7 +62,12 @@ EVENT_STREAM = "text/event-stream"
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
-EXPOSED = ("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key")
+EXPOSED = (
+    *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
+    *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("X-RateLimit-Limit-Minute", "X-RateLimit-Remaining-Minute"),
+    *("X-RateLimit-Limit-Hour", "X-RateLimit-Remaining-Hour"),
+)
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
@@ -86,11 +96,12 @@ class Rooms:
         self.tasks = tasks
         self.tokens = tokens
         self.switches = switches
+        self.bearers = Bearers(tokens, None if http.oauth is None else Issuer(http.oauth))
         self.catalogue = catalogue
         self.http = http
         self.metrics = tasks.metrics
         self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
-        self.mcp = Mcp(self.calls, http)
+        self.mcp = Mcp(self.calls, limits, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
@@ -124,7 +135,8 @@ async def open_rooms(
             max_attached=http.max_attached,
         )
         try:
-            metrics, limits = tasks.metrics, Limits(http.limits)
+            metrics = tasks.metrics
+            limits = Limits(http.limits, metrics)
             async with (
                 asking(connection) as figures,
                 telling(connection, metrics.instance, metrics.told),
@@ -141,8 +153,11 @@ async def open_rooms(
                     lists=lists,
                     limits=limits,
                 )
-                async with rooms.mcp.run():
-                    yield rooms
+                try:
+                    async with rooms.mcp.run():
+                        yield rooms
+                finally:
+                    await rooms.bearers.close()
         finally:
             await tasks.close()
             await switches.close()
@@ -182,7 +197,7 @@ async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
 async def metrics(request: Request[object, object, State], rooms: NamedDependency[Rooms]) -> Response[bytes]:
     """Prometheus metrics of the whole deployment: open on loopback, else scope `admin`."""
     if not _is_loopback(request):
-        principal = await authenticate(rooms.tokens, credentials(request.headers))
+        principal = await rooms.bearers.authenticate(credentials(request.headers))
         principal.need("admin")
     told = await rooms.figures.ask()
     told.pop(rooms.metrics.instance, None)  # our own are read last: they are there without NATS too
@@ -193,15 +208,14 @@ async def metrics(request: Request[object, object, State], rooms: NamedDependenc
 class Authentication(AbstractAuthenticationMiddleware):
     """Every route needs a token, but for those that say otherwise."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, bearers: Bearers) -> None:
         super().__init__(app, exclude=["^/docs"])
-        self._tokens = tokens
+        self._bearers = bearers
 
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
-        stream = connection.scope["path"].endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
-        secret = credentials(connection.headers, connection.query_params.get("token") if stream else None)
-        return AuthenticationResult(user=await authenticate(self._tokens, secret), auth=None)
+        secret = credentials(connection.headers, _token_in_query(connection))
+        return AuthenticationResult(user=await self._bearers.authenticate(secret), auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -237,8 +251,10 @@ def build(rooms: Rooms) -> ASGIApp:
             "http": given(http),
             "tasks": given(rooms.tasks),
             "tokens": given(rooms.tokens),
+            "bearers": given(rooms.bearers),
             "switches": given(rooms.switches),
             "lists": given(rooms.lists),
+            "sessions": given(Sessions(rooms.tasks, rooms.lists)),
             "streams": given(rooms.streams),
             "feeds": given(rooms.feeds),
             "revocations": given(rooms.revocations),
@@ -247,8 +263,8 @@ def build(rooms: Rooms) -> ASGIApp:
             "signer": given(Signer(rooms.connection)),
         },
         middleware=[
-            DefineMiddleware(Authentication, tokens=rooms.tokens),
-            DefineMiddleware(Limiting, limits=rooms.limits, figures=rooms.metrics),
+            DefineMiddleware(Authentication, bearers=rooms.bearers),
+            DefineMiddleware(Limiting, limits=rooms.limits),
         ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))
@@ -267,12 +283,13 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.tokens), rooms.metrics)
+    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.bearers), rooms.metrics)
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not."""
-    return "niyra.poll" if niyra_routes.answers_for(path) else None
+    """Niyra tells of a budget on every answer, also where no route is; the others do not. An answer of MCP begins
+    before its tool is called, and so before anybody knows what is left."""
+    return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
 
 
 class Observed:
@@ -365,6 +382,7 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     config = uvicorn.Config(
         build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
         http=Protocol,
+        **SOCKETS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -381,6 +399,16 @@ async def serve(rooms: Rooms, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
+
+
+def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above
+    """On streams only: whoever opens one may have no way to send a header."""
+    path = str(connection.scope["path"]).removeprefix(str(connection.scope["root_path"]))
+    query = connection.query_params
+    if path.startswith(shannon_routes.STREAMS):
+        return query_token(query)
+    stream = path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+    return query.get("token") if stream else None
 
 
 def _is_loopback(request: Request[object, object, State]) -> bool:

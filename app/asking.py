@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
+from app.checked import checked_nats_url
 from app.client import Client, local_in, where
 from app.dialects.native import task_id_of
 from app.local import DEFAULT_DIRECTORY
 from app.logs import configure_logs
-from app.options import _checked_nats_url  # pyright: ignore[reportPrivateUsage]  # one option, one check
 from app.replies import ClientError, NoAddress, Refused
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId
@@ -60,7 +60,7 @@ NATS = (
         ["--nats-url"],
         envvar="TASKTRAIL_NATS_URL",
         metavar="URL",
-        callback=_checked_nats_url,
+        callback=checked_nats_url,
         help="Where NATS is, if not where the service on this machine has it.",
     ),
     click.Option(

@@ -13,11 +13,12 @@ from litestar.types import Receive, Scope, Send
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 
-from app import feed
+from app import telling
 from app.audit_feed import AuditFeeds, Question, Reading
 from app.auth import Principal, Revocations
-from app.feed import RESET, RETRY, Streams, abort_later, gone, held, send_body, until_over
+from app.feed import RESET, RETRY, Streams, abort_later, gone, held, until_over
 from app.metrics import Metrics
+from app.telling import send_body
 from eventstore.cursor import event_id
 from eventstore.log import Arrival, LogError, LogIsAnother
 from projections.cloudevents import cloudevent_of, type_of
@@ -92,7 +93,7 @@ class AuditStream:
             ping=self._streams.ping_s,
             sep="\n",
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            send_timeout=feed.STALLED_S,
+            send_timeout=telling.STALLED_S,
         )
         return await _cut_by(response(scope, receive, send))  # pyright: ignore[reportArgumentType]  # starlette's ASGI types and litestar's differ in name
 

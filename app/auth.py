@@ -7,6 +7,7 @@ from typing import Literal
 from litestar.datastructures import Headers
 from msgspec import Struct
 
+from app.oauth import BadAccessToken, Issuer, Vouched, header_of
 from eventstore.events import Owner
 from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
 
@@ -27,7 +28,8 @@ class NotAllowed(Exception):
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """Who is asking. `token_hash` names the token without being it."""
+    """Who is asking. `token_hash` names the token without being it. `vouched_for`: by an issuer; we keep
+    nothing of such a token."""
 
     owner: Owner
     scopes: frozenset[Scope]
@@ -35,7 +37,13 @@ class Principal(Struct, frozen=True, kw_only=True):
     token_hash: str
     dialect: Dialect | None = None
     expires_at: datetime | None = None
+    vouched_for: bool = False
     plan: Plan = PLAN
+
+    @property
+    def counted_as(self) -> str:
+        """Whose requests are counted together: a token's; an issuer's user's, for whom tokens come and go."""
+        return hashed(f"user:{self.owner}") if self.vouched_for else self.token_hash
 
     def need(self, scope: Scope) -> None:
         """Raises NotAllowed."""
@@ -100,14 +108,44 @@ def principal_of(token: Token, secret: str) -> Principal:
     )
 
 
-async def authenticate(tokens: Tokens, secret: str | None) -> Principal:
-    """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up."""
-    if not secret:
-        raise NotAuthenticated
-    token = await tokens.find(secret)
-    if token is None:
-        raise NotAuthenticated
-    return principal_of(token, secret)
+def vouched_for(vouched: Vouched, secret: str) -> Principal:
+    """Who the bearer of an issuer's token is."""
+    return Principal(
+        owner=vouched.owner,
+        scopes=vouched.scopes,
+        token_id=vouched.token_id,
+        token_hash=hashed(secret),
+        expires_at=vouched.expires_at,
+        vouched_for=True,
+    )
+
+
+class Bearers:
+    """The one place where a secret becomes a Principal: by our own tokens, or by the word of an issuer."""
+
+    def __init__(self, tokens: Tokens, issuer: Issuer | None) -> None:
+        self._tokens = tokens
+        self._issuer = issuer
+
+    async def authenticate(self, secret: str | None) -> Principal:
+        """Raises NotAuthenticated; LogUnavailable where an unknown token can't be looked up, KeysUnavailable where an
+        issuer's can't be judged."""
+        if not secret:
+            raise NotAuthenticated
+        if self._issuer is not None and header_of(secret) is not None:
+            try:
+                return vouched_for(await self._issuer.verify(secret), secret)
+            except BadAccessToken as error:
+                raise NotAuthenticated from error
+        token = await self._tokens.find(secret)
+        if token is None:
+            raise NotAuthenticated
+        return principal_of(token, secret)
+
+    async def close(self) -> None:
+        """Ask the issuer no more."""
+        if self._issuer is not None:
+            await self._issuer.close()
 
 
 class Revocations:
@@ -130,7 +168,11 @@ class Revocations:
 
     async def check(self, principal: Principal) -> None:
         """Raises NotAuthenticated where the token ended between its being judged and its being watched."""
-        if await self._tokens.find_hashed(principal.token_hash) is None:
+        if principal.vouched_for:
+            ended = principal.expires_at is not None and principal.expires_at <= datetime.now(UTC)
+        else:
+            ended = await self._tokens.find_hashed(principal.token_hash) is None
+        if ended:
             raise NotAuthenticated
 
     def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:

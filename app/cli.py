@@ -30,6 +30,7 @@ from app.options import (
     LISTEN,
     LOG,
     LOG_LEVEL,
+    OAUTH,
     OFFER,
     OUR_NATS,
     SERVING,
@@ -105,7 +106,7 @@ def tasktrail() -> None:
 
 @tasktrail.command(
     params=[
-        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *LIMITS, *WORKING),
+        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *OAUTH, *LIMITS, *WORKING),
         *(LEASE, SWEEP, LOG_LEVEL),
     ]
 )
@@ -153,7 +154,7 @@ def serve(
         run(supervise(site, announce))
 
 
-@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *LIMITS, LOG_LEVEL])
+@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *OAUTH, *LIMITS, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
 def api(fd: int | None, views_url: str | None, **given: object) -> None:
     """Answer HTTP, on a shared NATS.
@@ -270,6 +271,9 @@ def warn_of_open_doors(http: HttpSettings) -> None:
             host=http.host,
             advice="tokens can be read on the way: give --ssl-certfile, or keep a proxy that speaks TLS in front",
         )
+    if http.oauth and http.oauth.unencrypted:
+        advice = "its keys can be changed on the way: use https"
+        log.warning("oauth.unencrypted", issuer=http.oauth.issuer, advice=advice)
 
 
 def announce(ready: Ready) -> None:

@@ -5,31 +5,31 @@ Our own response, because task streams are what this exists for (docs/decisions/
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Coroutine
 
 import structlog
+from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Scope, Send
 
 from app.attached import Attached, Cut, Reader
 from app.auth import Principal, Revocations
 from app.tasks import Tasks
+from app.telling import Body, Carrier, Start, Telling
 from eventstore.cursor import Cursor, event_id
 from eventstore.events import TaskId, tag_of
 from eventstore.log import LogError, LogUnavailable, Recorded
+from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
 PING = b": ping\n\n"
 RETRY = b"retry: 1000\n\n"
-HEADERS: list[tuple[bytes, bytes]] = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 ABORT = "tasktrail.abort"
 """The ASGI extension by which our server lets a response drop its connection."""
-STALLED_S = 60.0
 LINGER_S = 2.0
+LEFT = (OSError, WebSocketDisconnect)
+"""What a socket raises when its client has left."""
 
 
 def frame(recorded: Recorded) -> bytes:
@@ -40,6 +40,32 @@ def frame(recorded: Recorded) -> bytes:
 
 RESET = b'event: reset\ndata: {"reason": "unknown_cursor"}\n\n'
 """Said to a reader whose cursor is of another life of the log: forget what you had, it begins again."""
+
+
+class OurWords:
+    """Our own API's: one fact is one frame, and the ending fact's is the end."""
+
+    opening = RETRY
+    ping = PING
+    ping_s = math.inf
+
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+
+    async def start(self, attached: Attached) -> Start:
+        """After the cursor."""
+        del attached
+        return Start(self._cursor.sequence, self._cursor.genuine if self._cursor.check is not None else None)
+
+    def pieces(self, page: list[Recorded] | None, task: Task) -> list[bytes]:
+        """A frame each."""
+        del task
+        return [RESET] if page is None else [frame(recorded) for recorded in page]
+
+    async def closing(self, attached: Attached) -> list[bytes]:
+        """All was said."""
+        del attached
+        return []
 
 
 class Streams:
@@ -71,8 +97,8 @@ class Streams:
 
 
 class TaskStream:
-    """An ASGI response: one task's frames from a cursor on, to its end. A cut breaks the body: it never looks like an
-    end. Everything is acquired in the call and released in its `finally`, so a client that leaves early leaks nothing.
+    """An ASGI response: one task's story from where its reader is, to its end. A cut never looks like an end.
+    Everything is acquired in the call and released in its `finally`, so a client that leaves early leaks nothing.
     """
 
     def __init__(
@@ -82,14 +108,16 @@ class TaskStream:
         revocations: Revocations,
         principal: Principal,
         task_id: TaskId,
-        cursor: Cursor,
+        telling: Telling,
+        carrier: Carrier | None = None,
     ) -> None:
         self._tasks = tasks
         self._streams = streams
         self._revocations = revocations
         self._principal = principal
         self._task_id = task_id
-        self._cursor = cursor
+        self._telling = telling
+        self._carrier = carrier or Body()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end, a cut, or the client's leaving."""
@@ -113,24 +141,32 @@ class TaskStream:
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task_id, why=why)
             abort_later(scope)
+            with contextlib.suppress(*LEFT):  # (or takes nothing)
+                await self._carrier.cut(send)
 
     async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        await send_body(send, RETRY)
-        genuine = self._cursor.genuine if self._cursor.check is not None else None
-        pages = self._tasks.follow(attached, reader, after=self._cursor.sequence, genuine=genuine)
+        telling, carrier = self._telling, self._carrier
+        await carrier.open(send)
         try:
-            async with contextlib.aclosing(_with_pings(pages, self._streams.ping_s)) as pinged:
+            await carrier.carry(send, [telling.opening])
+            start = await telling.start(attached)
+            pages = self._tasks.follow(attached, reader, after=start.after, genuine=start.genuine)
+            ping_s = min(self._streams.ping_s, telling.ping_s)
+            async with contextlib.aclosing(_with_pings(pages, ping_s)) as pinged:
                 async for page in pinged:
-                    await send_body(send, _frames(page))
+                    said = [telling.ping] if page == [] else telling.pieces(page, attached.task)
+                    await carrier.carry(send, said)
+            await carrier.carry(send, await telling.closing(attached))
         except Cut as cut:
             return str(cut)
         except TimeoutError:
             return "stalled"
+        except LEFT:
+            return None
         except LogError as error:
             log.warning("stream.unreadable", task_id=self._task_id, error=str(error))
             return "unreadable"
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await carrier.end(send)
         return None
 
 
@@ -201,18 +237,6 @@ async def _next(pages: AsyncGenerator[list[Recorded] | None]) -> list[Recorded] 
         return await anext(pages)
     except StopAsyncIteration:
         return END
-
-
-def _frames(page: list[Recorded] | None) -> bytes:
-    if page is None:
-        return RESET
-    return b"".join(map(frame, page)) or PING
-
-
-async def send_body(send: Send, content: bytes) -> None:
-    """Raises TimeoutError for a client that takes nothing for so long: it may be long gone, and it holds a task."""
-    async with asyncio.timeout(STALLED_S):
-        await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
 def abort_later(scope: Scope) -> None:

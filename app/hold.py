@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import structlog
 
-from app.agents.agent import Exchange, Step, kind_of
+from app.agents.agent import Exchange, File, Step, StepFailed, kind_of
 from app.attached import Attached
 from app.commands import FailRun, FinishStep, PauseTask, WorkerCommand
 from app.conversation import exchanges
 from app.decide import Rejected
 from app.tasks import Cause, Done, Tasks
-from eventstore.events import Json, Problem, Usage
+from eventstore.events import FileReference, Json, Problem, Usage
 from eventstore.log import LogError, LogFull, LogUnavailable, OutcomeUnknown
 from eventstore.queue import Lease
 from projections.steps import Steps
@@ -64,6 +64,23 @@ class Hold:
     async def conversation(self) -> tuple[Exchange, ...]:
         """What was said in the task's conversation before it: the same in every run. Raises SetDown."""
         return await insist(lambda: exchanges(self._tasks, self.task), self.lease)
+
+    def file(self, reference: FileReference) -> File:
+        """A file that came with the task, as its agent is given it."""
+
+        async def read() -> bytes:
+            content = await insist(lambda: self._tasks.log.blobs.get(reference.blob), self.lease)
+            if content is None:
+                raise StepFailed("file_missing", f"{reference.name} is not in the store any more")
+            return content
+
+        return File(
+            name=reference.name,
+            media_type=reference.media_type,
+            size=reference.bytes,
+            sha256=reference.sha256,
+            read=read,
+        )
 
     async def read_on(self) -> None:
         """Take in all facts that are known to be there. Raises SetDown."""

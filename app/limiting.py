@@ -6,15 +6,10 @@ A route says what it draws on by `opt={"limit": "niyra.execute"}`; one that says
 import time
 from collections.abc import Callable
 
-import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.auth import Principal
-from app.dialects.budgets import HEADERS, dialect_of
-from app.limits import Budget, Limits, RateLimited, Standing
-from app.metrics import Metrics
-
-log = structlog.stdlib.get_logger()
+from app.dialects.budgets import HEADERS
+from app.limits import Budget, Limits, RateLimited, Standing, dialect_of
 
 STANDINGS = "standings"
 
@@ -22,26 +17,20 @@ STANDINGS = "standings"
 class Limiting:
     """Inside, once it is known who asks: counts the request, or refuses it."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, figures: Metrics) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
-        self._metrics = figures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises RateLimited, which is told in the dialect's words."""
         budget = budget_of(scope)
         if budget is not None and "user" in scope:
-            await self._draw(scope, scope["user"], budget)
+            try:
+                scope["state"][STANDINGS] = await self._limits.draw(scope["user"], budget)
+            except RateLimited as error:
+                scope["state"][STANDINGS] = error.standings
+                raise
         await self._app(scope, receive, send)
-
-    async def _draw(self, scope: Scope, principal: Principal, budget: Budget) -> None:
-        try:
-            scope["state"][STANDINGS] = await self._limits.draw(principal, budget)
-        except RateLimited as error:
-            scope["state"][STANDINGS] = error.standings
-            self._metrics.limited.labels(dialect_of(budget)).inc()
-            log.info("limits.refused", token=principal.token_id, owner=principal.owner, limit=error.spent.name)
-            raise
 
 
 class Telling:

@@ -11,14 +11,18 @@ from contextlib import asynccontextmanager
 from math import ceil
 from typing import Literal
 
+import structlog
 from msgspec import Struct
 
 from app.auth import Principal
+from app.metrics import Metrics
 from app.settings import LimitSettings
 from app.window import Window
 from eventstore.connection import Connection
 from eventstore.counts import Ages, Counts, counting
-from eventstore.tokens import PLAN, LimitName, Plan
+from eventstore.tokens import PLAN, Dialect, LimitName, Plan
+
+log = structlog.stdlib.get_logger()
 
 Budget = Literal["native", "niyra.ask", "niyra.execute", "niyra.poll", "shannon", "nanonets"]
 """What a route draws on."""
@@ -54,7 +58,8 @@ class RateLimited(Exception):
     def __init__(self, standings: list[Standing]) -> None:
         self.standings = standings
         self.spent = max((one for one in standings if not one.remaining), key=lambda one: one.changes_in_s)
-        super().__init__(f"at most {self.spent.limit} such requests in {self.spent.per_s} seconds")
+        rule = f"at most {self.spent.limit} such requests in {self.spent.per_s} seconds"
+        super().__init__(f"{rule}; there is room again in {self.retry_after_s} s")
 
     @property
     def retry_after_s(self) -> int:
@@ -76,7 +81,10 @@ class _Counted:
 class Limits:
     """All tokens' budgets, as this process knows them."""
 
-    def __init__(self, settings: LimitSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: LimitSettings, figures: Metrics | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._metrics = figures
         self._allowances = allowances_of(settings)
         self._per_s = {one.name: one.per_s for some in self._allowances.values() for one in some}
         self._clock = clock
@@ -140,8 +148,17 @@ class Limits:
         """Count a request, and tell how the token stands. Raises RateLimited; such a request is not counted."""
         if principal.plan.unlimited:
             return self.untouched(budget, principal.plan)
+        try:
+            return await self._draw(principal, budget)
+        except RateLimited as error:
+            if self._metrics is not None:
+                self._metrics.limited.labels(dialect_of(budget)).inc()
+            log.info("limits.refused", token=principal.token_id, owner=principal.owner, limit=error.spent.name)
+            raise
+
+    async def _draw(self, principal: Principal, budget: Budget) -> list[Standing]:
         drawn = [
-            (one, self._find(f"{one.name}:{principal.token_hash[:32]}", one.per_s))
+            (one, self._find(f"{one.name}:{principal.counted_as[:32]}", one.per_s))
             for one in self.allowances(budget, principal.plan)
             if one.limit
         ]
@@ -235,3 +252,12 @@ def allowances_of(settings: LimitSettings) -> dict[Budget, tuple[Allowance, ...]
         ),
         "nanonets": (Allowance("nanonets", settings.nanonets_limit, MINUTE),),
     }
+
+
+def dialect_of(budget: Budget) -> Dialect:
+    """Whose it is."""
+    match budget:
+        case "native" | "shannon" | "nanonets":
+            return budget
+        case "niyra.ask" | "niyra.execute" | "niyra.poll":
+            return "niyra"

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from eventstore.events import tag_of
-from eventstore.log import EventLog, Recorded, Tail
+from eventstore.log import EventLog, Recorded, SessionRecorded, Tail
 from eventstore.tail import StreamTail
 
 log = structlog.stdlib.get_logger()
@@ -88,7 +88,7 @@ class Metrics:
         )
         self.timers_fired = _counter("timers_fired", "Deadlines and retries that fell due", "kind", in_projector)
 
-    def appended(self, recorded: Recorded) -> None:
+    def appended(self, recorded: Recorded | SessionRecorded) -> None:
         """Count a fact."""
         self.facts.labels(tag_of(recorded.record.fact)).inc()
 

@@ -1,24 +1,22 @@
 """The process commands' options, each also `TASKTRAIL_...` in the environment, and the settings that they make."""
 
-import re
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
+from app.checked import checked_authorities, checked_http_url, checked_nats_url, checked_token, checked_views_url
 from app.local import DEFAULT_DIRECTORY
-from app.settings import LIMITED, AgentSettings, AuditSettings, HttpSettings, LogSettings, WorkerSettings
-from eventstore.connection import NatsAddress, hidden
+from app.settings import LIMITED, AgentSettings, AuditSettings, HttpSettings, LogSettings, OAuthSettings, WorkerSettings
+from eventstore.connection import NatsAddress
 
 Value = TypeVar("Value")
 Check = Callable[[click.Context, click.Parameter, Value | None], Value | None]
 
 HTTP, AGENTS, WORK, SIGNING = HttpSettings(), AgentSettings(), WorkerSettings(), AuditSettings()
-TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 MANY = click.IntRange(min=1)
 SOME_SECONDS = click.FloatRange(min=0.1)
@@ -52,46 +50,6 @@ def option(
     return made
 
 
-def _checked_nats_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
-    for one in (url or "").split(",") if url else []:
-        try:
-            parts = urlsplit(one)
-            good = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
-        except ValueError:
-            good = False
-        if not good:
-            raise click.BadParameter(f"{hidden(one)!r} is no address of a NATS server (nats://127.0.0.1:4222, say)")
-    return url
-
-
-def _checked_token(_context: click.Context, _option: click.Parameter, token: str | None) -> str | None:
-    if token is not None and not TOKEN.fullmatch(token):
-        raise click.BadParameter("a token is 1 to 512 printable ASCII characters, without spaces")
-    return token
-
-
-def _checked_authorities(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None:
-        try:
-            ssl.create_default_context(cafile=str(path))
-        except (ssl.SSLError, OSError) as error:
-            raise click.BadParameter(f"{path} holds no certificates: {error}") from error
-    return path
-
-
-def checked_views_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
-    """An address of a database, whole."""
-    if url is None:
-        return None
-    # Imported here: most processes and commands have no use for a database's driver.
-    from projections.database import ViewsUnavailable, settled
-
-    try:
-        return settled(url)
-    except ViewsUnavailable as error:
-        raise click.BadParameter(str(error)) from error
-
-
 LOG_LEVEL = option(
     "--log-level",
     "What of the logs, on standard error, is written.",
@@ -99,8 +57,8 @@ LOG_LEVEL = option(
     default="info",
 )
 NATS_TEXT = "A NATS server with JetStream, 2.12 or newer; a comma list for a cluster."
-OUR_NATS = option("--nats-url", f"{NATS_TEXT} Without it, one of its own is started.", check=_checked_nats_url)
-GIVEN_NATS = option("--nats-url", NATS_TEXT, required=True, check=_checked_nats_url)
+OUR_NATS = option("--nats-url", f"{NATS_TEXT} Without it, one of its own is started.", check=checked_nats_url)
+GIVEN_NATS = option("--nats-url", NATS_TEXT, required=True, check=checked_nats_url)
 VIEWS = option(
     "--views-url",
     "The database of the views, for lists: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME. "
@@ -109,7 +67,7 @@ VIEWS = option(
 )
 LOG = (
     option("--nats-creds", "The credentials file of our NATS user.", FILE),
-    option("--nats-ca", "The authorities of NATS's TLS certificate.", FILE, check=_checked_authorities),
+    option("--nats-ca", "The authorities of NATS's TLS certificate.", FILE, check=checked_authorities),
     option("--replicas", "How many servers of a cluster keep the log.", click.IntRange(1, 5), default=1),
     option(
         "--max-log-bytes",
@@ -157,6 +115,12 @@ WEB = (
     ),
     option("--max-body-bytes", "Larger requests are refused.", MANY, default=HTTP.max_body_bytes),
     option(
+        "--max-upload-bytes",
+        "A form with files may have so many, all together.",
+        MANY,
+        default=HTTP.max_upload_bytes,
+    ),
+    option(
         "--max-stream-bytes",
         "A stream's reader who is further behind is cut off, and resumes.",
         MANY,
@@ -182,6 +146,20 @@ WEB = (
         SOME_SECONDS,
         default=HTTP.niyra_ask_window_s,
     ),
+)
+OAUTH = (
+    option(
+        "--oauth-issuer",
+        "Take OAuth access tokens (JWTs) of this issuer, too: exactly as its tokens name it.",
+        check=checked_http_url,
+    ),
+    option("--oauth-audience", "What such a token must name as its audience: us. Needed with --oauth-issuer."),
+    option(
+        "--oauth-jwks-url",
+        "Where the issuer's keys are. [default: where its metadata says]",
+        check=checked_http_url,
+    ),
+    option("--oauth-owner-claim", "The claim that names the owner.", default="sub"),
 )
 OFFER = (
     option("--default-agent", "The agent of a task that names none.", default=AGENTS.default),
@@ -223,7 +201,7 @@ SERVING = (
     option(
         "--token",
         "The development token: all scopes, owner `dev`. Without it one is made on the first start, and kept.",
-        check=_checked_token,
+        check=checked_token,
     ),
     option("--worker-processes", "How many processes run agents.", click.IntRange(1, 64), default=1),
 )
@@ -241,7 +219,8 @@ def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -
 def http_settings(given: Mapping[str, object]) -> HttpSettings:
     """From a command's parameters. Raises UsageError for a certificate that can't be used."""
     told = {name: given[name] for name in HttpSettings.__struct_fields__ if given.get(name) is not None}
-    http = msgspec.convert(told | {"limits": {name: given[name] for name in LIMITED}}, HttpSettings)
+    told |= {"limits": {name: given[name] for name in LIMITED}, "oauth": oauth_settings(given)}
+    http = msgspec.convert(told, HttpSettings)
     if http.ssl_keyfile and not http.ssl_certfile:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     if http.ssl_certfile:
@@ -251,6 +230,18 @@ def http_settings(given: Mapping[str, object]) -> HttpSettings:
         except (ssl.SSLError, OSError, ValueError) as error:
             raise click.UsageError(f"{http.ssl_certfile} can't be used as our certificate: {error}") from error
     return http
+
+
+def oauth_settings(given: Mapping[str, object]) -> OAuthSettings | None:
+    """From a command's parameters; None: no issuer's tokens are taken. Raises UsageError."""
+    issuer, audience, jwks_url = (given[f"oauth_{name}"] for name in ("issuer", "audience", "jwks_url"))
+    if issuer is None or audience is None:
+        # Half of it would look like protection: a token that is meant for somebody else must not open ours.
+        if issuer or audience or jwks_url:
+            raise click.UsageError("--oauth-issuer and --oauth-audience need each other, and --oauth-jwks-url both")
+        return None
+    told = {"issuer": issuer, "audience": audience, "jwks_url": jwks_url, "owner_claim": given["oauth_owner_claim"]}
+    return msgspec.convert(told, OAuthSettings)
 
 
 def agent_settings(given: Mapping[str, object]) -> AgentSettings:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
 from app.decide import Reason, Rejected
+from app.issuer_keys import KeysUnavailable
 from app.limits import RateLimited
 from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
@@ -93,6 +94,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     # Not to be asked again soon: it is so until somebody changes it.
     NobodySigns: (409, "nobody_signs", "Nobody here signs checkpoints"),
     BlobDamaged: (502, "blob_damaged", "What is stored is not what was stored"),
+    KeysUnavailable: (503, "keys_unavailable", "The token can't be judged now"),
     LogUnavailable: (503, "log_unavailable", "The log can't be reached; nothing was done"),
     LogError: (503, "log_unavailable", "The log can't be reached"),
     ViewsUnavailable: (503, "views_unavailable", "Lists can't be read now"),
@@ -104,6 +106,7 @@ RETRY_AFTER_S: dict[str, int] = {
     "log_full": 30,
     "outcome_unknown": 1,
     "log_unavailable": 1,
+    "keys_unavailable": 2,
     "views_unavailable": 1,
     "too_many_feeds": 5,
 }

@@ -138,6 +138,7 @@ class Run:
             approval_mode=task.approval_mode,
             metadata=metadata_of(task, large),
             conversation=await self._hold.conversation(),
+            files=tuple(map(self._hold.file, task.files)),
         )
 
     async def _plan_first(self, step: Step) -> None:

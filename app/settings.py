@@ -2,12 +2,30 @@
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from eventstore.connection import NatsAddress
 
 MIB = 1024 * 1024
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class OAuthSettings(Struct, frozen=True, kw_only=True):
+    """Whose access tokens are taken beside our own. `jwks_url` None: where the issuer's metadata says; `owner_claim`
+    names the owner."""
+
+    issuer: str
+    audience: str
+    jwks_url: str | None = None
+    owner_claim: str = "sub"
+
+    @property
+    def unencrypted(self) -> bool:
+        """Whether somebody between us and the issuer could show us keys of their own."""
+        asked = urlsplit(self.jwks_url or self.issuer)
+        return asked.scheme != "https" and asked.hostname not in LOOPBACK
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True):
@@ -47,6 +65,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = MIB
+    max_upload_bytes: int = 32 * MIB
     max_stream_bytes: int = MIB
     ping_s: float = 15.0
     max_attached: int = 10_000
@@ -54,12 +73,13 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     reads: Literal["strict", "bounded"] = "strict"
     niyra_execute_window_s: float = 60.0
     niyra_ask_window_s: float = 30.0
+    oauth: OAuthSettings | None = None
     limits: LimitSettings = LimitSettings()
 
     @property
     def beyond_loopback(self) -> bool:
         """Whether others than this machine can come."""
-        return self.host not in ("127.0.0.1", "::1", "localhost")
+        return self.host not in LOOPBACK
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import structlog
 import uuid_utils
@@ -18,6 +19,7 @@ from app.following import follow
 from app.history import Viewed, read_history, read_up_to
 from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
+from app.uploads import Upload, stored
 from eventstore import codec
 from eventstore.events import Owner, Record, TaskFact, TaskId, UnknownFact
 from eventstore.log import (
@@ -42,6 +44,7 @@ ROUNDS = 32
 ATTEMPTS = 8
 """How often a task is attached anew because what was read of it turned out to be void."""
 NEARLY_FULL = 0.9
+Outcome = TypeVar("Outcome")
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -72,7 +75,7 @@ class Tasks:
         self._strict_reads = strict_reads
         self._max_attached = max_attached
         self._attached: OrderedDict[str, Attached] = OrderedDict()
-        self._working: set[asyncio.Task[Done | Rejected]] = set()
+        self._working: set[asyncio.Task[object]] = set()
         self._tail: Tail | None = None
         self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -122,9 +125,16 @@ class Tasks:
     # --- commands -------------------------------------------------------------------------------------------------
 
     async def create(
-        self, owner: Owner, command: CreateTask, cause: Cause, *, key: str | None = None
+        self,
+        owner: Owner,
+        command: CreateTask,
+        cause: Cause,
+        *,
+        key: str | None = None,
+        uploads: Sequence[Upload] = (),
     ) -> Done | Rejected:
         """Begin a task. With an idempotency key, a repeat meets its own first fact, up to 24 h after the task's end.
+        Its files are stored before it; those of a repeat are not.
 
         Raises LogFull from 90 % on, so that running tasks can still end; OutcomeUnknown; LogUnavailable.
         """
@@ -132,6 +142,7 @@ class Tasks:
             raise LogFull("the log is nearly full; tasks that run may still end")
         if key is None:
             task_id = TaskId(f"task_{uuid_utils.uuid7()}")
+            command = replace(command, files=await stored(self.log.blobs, owner, task_id, uploads))
             self._attached[task_subject(owner, task_id)] = Attached(owner, task_id)
             return await self.execute(owner, task_id, command, cause)
         command = replace(command, key=hashed_key("create", key))
@@ -139,8 +150,10 @@ class Tasks:
         while True:
             task_id = keyed_task_id(owner, command.dialect, key, generation)
             async with self.attach(owner, task_id) as attached:
-                ended_at = attached.task.ended_at
+                ended_at, there = attached.task.ended_at, attached.task.version > 0
             if ended_at is None or datetime.now(UTC) - ended_at <= KEY_LIVES:
+                if not there:
+                    command = replace(command, files=await stored(self.log.blobs, owner, task_id, uploads))
                 return await self.execute(owner, task_id, command, cause)
             generation += 1
 
@@ -149,10 +162,14 @@ class Tasks:
 
         Raises OutcomeUnknown, LogUnavailable, LogFull.
         """
-        work = asyncio.ensure_future(self._execute(owner, task_id, command, cause))
-        self._working.add(work)
-        work.add_done_callback(self._worked)
-        return await asyncio.shield(work)
+        return await self.see_through(self._execute(owner, task_id, command, cause))
+
+    async def see_through(self, work: Coroutine[object, object, Outcome]) -> Outcome:
+        """Have this done to its end, also where whoever asked for it goes away; `close` waits for it."""
+        working = asyncio.ensure_future(work)
+        self._working.add(working)
+        working.add_done_callback(self._worked)
+        return await asyncio.shield(working)
 
     async def _execute(self, owner: Owner, task_id: TaskId, command: Command, cause: Cause) -> Done | Rejected:
         for _ in range(ROUNDS):
@@ -188,7 +205,7 @@ class Tasks:
         await self._read_on(attached)
         return attached.void or attached.task.version != version
 
-    def _worked(self, work: asyncio.Task[Done | Rejected]) -> None:
+    def _worked(self, work: asyncio.Task[object]) -> None:
         self._working.discard(work)
         if not work.cancelled() and (error := work.exception()) is not None:
             log.warning("task.command_failed", error=f"{type(error).__name__}: {error}")

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from app.asking import ApiCommand, NatsCommand
+from app.checked import checked_views_url
 from app.client import Client, local_in
-from app.options import checked_views_url
 from app.progress import Show, bar
 from app.replies import NoAddress, NotTried, task_of
 from app.token_commands import connected, replicas_of

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import structlog
 
@@ -15,11 +17,14 @@ from projections.database import Database, ViewsUnavailable
 from projections.listing import Filter
 from projections.projector import Projector
 from projections.seldom import Seldom
+from projections.session import SessionView
+from projections.session_views import SessionPage, SessionTasks, SessionViews
 from projections.task import Task
 from projections.views import Count, Page, Views
 
 log = structlog.stdlib.get_logger()
 
+Answer = TypeVar("Answer")
 OFFICE = "views"
 AGAIN_S = 1.0
 AT_ONCE_S = 0.2
@@ -56,19 +61,23 @@ class Lists:
         self, owner: Owner, wanted: Filter, *, after: str | None = None, offset: int = 0, limit: int
     ) -> Page:
         """As `Views.list`. Raises BadCursor, ViewsUnavailable."""
-        views = self._views()
-        try:
-            return await views.list(owner, wanted, after=after, offset=offset, limit=limit)
-        except ViewsUnavailable as error:
-            raise self._refusal(error) from error
+        return await self._asked(self._views().list(owner, wanted, after=after, offset=offset, limit=limit))
 
     async def count(self, owner: Owner, wanted: Filter) -> Count:
         """As `Views.count`. Raises ViewsUnavailable."""
-        views = self._views()
-        try:
-            return await views.count(owner, wanted)
-        except ViewsUnavailable as error:
-            raise self._refusal(error) from error
+        return await self._asked(self._views().count(owner, wanted))
+
+    async def session(self, owner: Owner, session_id: str) -> SessionView | None:
+        """As `SessionViews.get`. Raises ViewsUnavailable."""
+        return await self._asked(SessionViews(self._there()).get(owner, session_id))
+
+    async def sessions(self, owner: Owner, *, offset: int, limit: int) -> SessionPage:
+        """As `SessionViews.list`. Raises ViewsUnavailable."""
+        return await self._asked(SessionViews(self._there()).list(owner, offset=offset, limit=limit))
+
+    async def session_tasks(self, owner: Owner, session_id: str, *, offset: int = 0, limit: int) -> SessionTasks | None:
+        """As `SessionViews.tasks`. Raises ViewsUnavailable."""
+        return await self._asked(SessionViews(self._there()).tasks(owner, session_id, offset=offset, limit=limit))
 
     async def checkpoint(self) -> int:
         """The last sequence that is in them. Raises ViewsUnavailable."""
@@ -92,9 +101,18 @@ class Lists:
             await self._database.close()
 
     def _views(self) -> Views:
+        return Views(self._there())
+
+    def _there(self) -> Database:
         if self._database is None:
             raise ViewsUnavailable(NONE_KEPT)
-        return Views(self._database)
+        return self._database
+
+    async def _asked(self, question: Awaitable[Answer]) -> Answer:
+        try:
+            return await question
+        except ViewsUnavailable as error:
+            raise self._refusal(error) from error
 
     def _refusal(self, error: ViewsUnavailable) -> ViewsUnavailable:
         """What a client is told; the database's address and its words are for whoever is on call."""

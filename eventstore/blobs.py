@@ -6,6 +6,7 @@ Chunks lie under `$O.<bucket>.C.<nuid>`, what is said of an object under `$O.<bu
 import base64
 import hashlib
 import random
+from collections.abc import AsyncGenerator, AsyncIterable
 from datetime import UTC, datetime
 
 import msgspec
@@ -69,21 +70,32 @@ class JetStreamBlobs:
         there = await self._meta(name)
         if there is not None and there.digest.rstrip("=") == digest.rstrip("="):
             return
+        await self.put_pieces(name, _cut(content), subject=subject, expected=expected)
+
+    async def put_pieces(
+        self, name: str, pieces: AsyncIterable[bytes], *, subject: str = "", expected: int = 0
+    ) -> None:
+        """As `put`, piece by piece, each small enough for a message; of a new name. Raises LogUnavailable, TooLarge."""
         nuid = f"{random.getrandbits(128):032x}"
-        pieces = [content[at : at + CHUNK] for at in range(0, len(content), CHUNK)]
-        meta = Meta(
-            name=name,
-            bucket=BUCKET,
-            nuid=nuid,
-            size=len(content),
-            chunks=len(pieces),
-            digest=digest,
-            mtime=datetime.now(UTC).isoformat(),
-            metadata={"subject": subject, "expected": str(expected)},
-        )
+        size = chunks = 0
+        digest = hashlib.sha256()
         try:
-            for piece in pieces:
+            async for piece in pieces:
+                size, chunks = size + len(piece), chunks + 1
+                if size > MAX_BLOB:
+                    raise TooLarge(f"a blob has at most {MAX_BLOB} bytes")
+                digest.update(piece)
                 await self.stream.publish(f"$O.{BUCKET}.C.{nuid}", piece)
+            meta = Meta(
+                name=name,
+                bucket=BUCKET,
+                nuid=nuid,
+                size=size,
+                chunks=chunks,
+                digest=_written(digest.digest()),
+                mtime=datetime.now(UTC).isoformat(),
+                metadata={"subject": subject, "expected": str(expected)},
+            )
             await self.stream.publish(_meta_subject(name), msgspec.json.encode(meta), headers={"Nats-Rollup": "sub"})
         except RefusedByServer as error:
             raise LogUnavailable(f"blob {name}: {error}") from error
@@ -121,8 +133,17 @@ class JetStreamBlobs:
         return None if meta.deleted else meta
 
 
+async def _cut(content: bytes) -> AsyncGenerator[bytes]:
+    for at in range(0, len(content), CHUNK):
+        yield content[at : at + CHUNK]
+
+
 def _digest(content: bytes) -> str:
-    return "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+    return _written(hashlib.sha256(content).digest())
+
+
+def _written(digest: bytes) -> str:
+    return "SHA-256=" + base64.urlsafe_b64encode(digest).decode()
 
 
 def _meta_subject(name: str) -> str:

@@ -4,11 +4,32 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import fields as struct_fields
 from msgspec.structs import replace
 
-from eventstore.events import Fact, LogRecord, Record, SessionRecord, Stamp, TaskFact, UnknownFact
-from eventstore.log import Arrival, LogError, Recorded, TooLarge, blob_reference, task_of_subject
+from eventstore.events import (
+    BlobReference,
+    Fact,
+    FileReference,
+    LogRecord,
+    Record,
+    SessionFact,
+    SessionRecord,
+    Stamp,
+    TaskFact,
+    UnknownFact,
+)
+from eventstore.log import (
+    Arrival,
+    LogError,
+    Recorded,
+    SessionRecorded,
+    TooLarge,
+    blob_reference,
+    session_of_subject,
+    task_of_subject,
+)
 
 MAX_INLINE = 256 * 1024
 """Bytes of a stored record over which its large fields become a blob."""
@@ -17,11 +38,14 @@ MAX_DEPTH = 100
 MAX_STORED = 900 * 1024
 """Bytes of a stored record at most: a NATS message has 1 MiB, headers included."""
 
+STAYS = "files"
+"""The field that names other blobs: who looks for those must find them in the record itself."""
 MIN_MOVED = 1024
 """Bytes of a field from which on moving it is worth while; a smaller one stays, for whoever folds needs it."""
 
 
 Unpacked = TypeVar("Unpacked", bound=Fact)
+Ours = TypeVar("Ours", Record, SessionRecord)
 
 
 class Unreadable(LogError):
@@ -32,11 +56,24 @@ class _Loose(Stamp, frozen=True, kw_only=True):
     fact: dict[str, object]
 
 
+class _Files(Struct, frozen=True):
+    files: tuple[FileReference, ...] = ()
+
+
+class _Head(Struct, frozen=True):
+    """What of a record names blobs."""
+
+    blob: BlobReference | None = None
+    fact: _Files = _Files()
+
+
 AnyRecord = Record | SessionRecord | LogRecord
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
+_session_decoder = msgspec.json.Decoder(SessionRecord)
 _log_decoder = msgspec.json.Decoder(LogRecord)
+_head = msgspec.json.Decoder(_Head)
 _loose = msgspec.json.Decoder(_Loose)
 
 
@@ -50,7 +87,17 @@ def decode(stored: bytes) -> Record:
     try:
         return _decoder.decode(stored)
     except msgspec.DecodeError as error:
-        return _decode_loosely(stored, error)
+        return _decode_loosely(stored, error, Record, TAGS)
+    except RecursionError as error:
+        raise Unreadable("nested too deeply to be read back") from error
+
+
+def decode_session(stored: bytes) -> SessionRecord:
+    """The record of a session, as `decode`. Raises Unreadable."""
+    try:
+        return _session_decoder.decode(stored)
+    except msgspec.DecodeError as error:
+        return _decode_loosely(stored, error, SessionRecord, SESSION_TAGS)
     except RecursionError as error:
         raise Unreadable("nested too deeply to be read back") from error
 
@@ -70,7 +117,26 @@ def recorded(arrival: Arrival) -> Recorded:
     )
 
 
-def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
+def record_id_of(arrival: Arrival) -> str | None:
+    """The id of a record, of whatever kind; None: it is no record of ours."""
+    try:
+        return decode(arrival.stored).record_id
+    except Unreadable:
+        return None
+
+
+def session_recorded(arrival: Arrival) -> SessionRecorded:
+    """What a message about a session says. Raises Unreadable."""
+    whose = session_of_subject(arrival.subject)
+    if whose is None:
+        raise Unreadable(f"{arrival.subject} is no session's subject")
+    record = decode_session(arrival.stored)
+    return SessionRecorded(
+        sequence=arrival.sequence, owner=whose[0], word=whose[1], record=record, sha256=arrival.sha256
+    )
+
+
+def _decode_loosely(stored: bytes, error: msgspec.DecodeError, kind: type[Ours], known: frozenset[str]) -> Ours:
     try:
         loose = _loose.decode(stored)
     except msgspec.DecodeError:
@@ -78,11 +144,24 @@ def _decode_loosely(stored: bytes, error: msgspec.DecodeError) -> Record:
     except RecursionError as too_deep:
         raise Unreadable("nested too deeply to be read back") from too_deep
     tag = loose.fact.get("type")
-    if not isinstance(tag, str) or tag in TAGS:
+    if not isinstance(tag, str) or tag in known:
         raise Unreadable(str(error)) from error
     stamp = {name: getattr(loose, name) for name in Stamp.__struct_fields__}
     rest = {name: value for name, value in loose.fact.items() if name != "type"}
-    return Record(**stamp, fact=UnknownFact(tag=tag, fields=rest))
+    return kind(**stamp, fact=UnknownFact(tag=tag, fields=rest))
+
+
+def blobs_of(stored: bytes) -> tuple[str, ...]:
+    """The names of the blobs that a record refers to: of its own large fields, and of the files that came with its
+    task. Raises Unreadable."""
+    if b'"blob":' not in stored:
+        return ()
+    try:
+        head = _head.decode(stored)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unreadable(str(error)) from error
+    own = () if head.blob is None else (head.blob.name,)
+    return (*own, *(file.blob for file in head.fact.files))
 
 
 def decode_checkpoint(stored: bytes) -> LogRecord:
@@ -137,7 +216,8 @@ def _large_fields(fact: Fact, too_many_bytes: int) -> tuple[str, ...]:
         (
             (len(_encoder.encode(getattr(fact, field.name))), field.name)
             for field in struct_fields(fact)
-            if field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
+            if field.name != STAYS
+            and (field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT)
         ),
         reverse=True,
     )
@@ -155,6 +235,7 @@ def _default(field: msgspec.structs.FieldInfo) -> object:
 
 
 TAGS = frozenset(str(kind.__struct_config__.tag) for kind in TaskFact.__args__)
+SESSION_TAGS = frozenset(str(kind.__struct_config__.tag) for kind in SessionFact.__args__)
 """The tags that this release knows."""
 
 

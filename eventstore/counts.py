@@ -216,10 +216,8 @@ class Counts:
             self._told.append((self._number, counts))
         heard = {name: other.number for name, other in self._others.items()}
         word = Word(self._name, self._number, counts, heard, leaves)
-        try:
+        with suppress(LogError):  # lost: the others may grant a little more
             await self._connection.publish(SUBJECT, msgspec.msgpack.encode(word))
-        except LogError as error:
-            log.debug("limits.not_told", error=str(error))
 
     def _drop(self, wanted: Callable[[_Other], bool]) -> None:
         self._others = {name: other for name, other in self._others.items() if not wanted(other)}

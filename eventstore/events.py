@@ -247,13 +247,17 @@ class TaskTimedOut(Fact, frozen=True, kw_only=True, tag="task.timed_out"):
 
 
 class SessionTitled(Fact, frozen=True, kw_only=True, tag="session.titled"):
-    """A session got its title."""
+    """A session got its title. `session_id` is what the tasks say, which its subject may only have a digest of."""
 
     title: str
+    session_id: str = ""
 
 
 class SessionDeleted(Fact, frozen=True, kw_only=True, tag="session.deleted"):
-    """A session was taken out of its owner's lists; its tasks remain in the log."""
+    """A session was taken out of its owner's lists, with all tasks before; they remain, each by itself. A task that
+    names it later begins it anew."""
+
+    session_id: str = ""
 
 
 class Checkpoint(Fact, frozen=True, kw_only=True, tag="log.checkpoint"):

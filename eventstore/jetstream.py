@@ -12,7 +12,7 @@ import structlog
 from eventstore import codec
 from eventstore.blobs import JetStreamBlobs
 from eventstore.connection import Connection, RefusedByServer
-from eventstore.events import LogRecord, Owner, Record, TaskId
+from eventstore.events import LogRecord, Owner, Record, SessionRecord, TaskId
 from eventstore.log import (
     CHECKPOINTS,
     Arrival,
@@ -22,8 +22,10 @@ from eventstore.log import (
     OnReset,
     OutcomeUnknown,
     Recorded,
+    SessionRecorded,
     Tail,
     WrongExpectedSequence,
+    session_subject,
     subjects_of,
     task_of_subject,
     task_subject,
@@ -49,6 +51,8 @@ AT_ONCE = 256
 """Records put back without waiting for the acknowledgement of those before."""
 EPOCH, FAR = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """The server counts nanoseconds in 64 bits: moments before and after mean others to it."""
+BEHIND_S = 0.05
+"""After so long a replica that was behind the leader is asked again."""
 WINDOW = 1024
 """Appends in flight at most; more wait their turn."""
 
@@ -116,12 +120,35 @@ class JetStreamLog:
             sequence = await self._store(subject, record.record_id, stored, expected)
         return Recorded(sequence=sequence, owner=owner, task_id=task_id, record=record, stored=stored)
 
+    async def append_session(
+        self, owner: Owner, session_id: str, record: SessionRecord, expected: int
+    ) -> SessionRecorded:
+        """Add one record to a session, if its last sequence is `expected` (0: it has none). Raises as `append`."""
+        return codec.session_recorded(await self._append(session_subject(owner, session_id), record, expected))
+
+    async def read_session(self, owner: Owner, session_id: str, *, after: int = 0) -> list[SessionRecorded]:
+        """All that the leader has of a session after a sequence."""
+        subject = session_subject(owner, session_id)
+        last = await self.last_on(subject)
+        until = time.monotonic() + self._patience_s
+        while last > after:
+            found = await self._stream.batch(subject, after=after)
+            if found and found[-1].sequence >= last:
+                return [codec.session_recorded(one) for one in found]
+            if time.monotonic() > until:
+                raise LogUnavailable(f"{subject}: no replica has record {last}")
+            await asyncio.sleep(BEHIND_S)
+        return []
+
     async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
         """Add a checkpoint, if the last one's sequence is `expected`. Raises as `append`."""
-        stored = await self._packed(CHECKPOINTS, record, expected)
+        return await self._append(CHECKPOINTS, record, expected)
+
+    async def _append(self, subject: str, record: SessionRecord | LogRecord, expected: int) -> Arrival:
+        stored = await self._packed(subject, record, expected)
         async with self._window:
-            sequence = await self._store(CHECKPOINTS, record.record_id, stored, expected)
-        return Arrival(sequence, CHECKPOINTS, stored)
+            sequence = await self._store(subject, record.record_id, stored, expected)
+        return Arrival(sequence, subject, stored)
 
     async def put_back(self, arrivals: Sequence[Arrival]) -> None:
         """Write records of another log as they are there, at the same sequences: the last one here has to be the one
@@ -202,16 +229,16 @@ class JetStreamLog:
         first = await self._stream.get(since=min(max(moment, EPOCH), FAR))
         return last + 1 if first is None else first.sequence
 
-    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+    async def blob_of(self, name: str) -> tuple[Arrival, bytes] | None:
         """A record and its blob, found by what the blob says of its append."""
-        append = await self.blobs.append_of(record_id)
+        append = await self.blobs.append_of(name)
         if append is None:
             return None
         subject, expected = append
         record = await self._stream.get(sequence=expected + 1, subject=subject)
-        if record is None or _id_of(record) != record_id:
+        if record is None or not _refers(record, name):
             return None
-        content = await self.blobs.get(record_id)
+        content = await self.blobs.get(name)
         return None if content is None else (record, content)
 
     async def replay(self, *, after: int, owner: Owner | None = None, subjects: tuple[str, ...] = ()) -> StreamReplay:
@@ -277,7 +304,7 @@ class JetStreamLog:
             if found < expected:
                 raise WrongExpectedSequence(subject, expected, found)  # the log went back
             return None
-        if _id_of(after_expected) == record_id:
+        if codec.record_id_of(after_expected) == record_id:
             return after_expected.sequence
         raise WrongExpectedSequence(subject, expected, after_expected.sequence)
 
@@ -295,8 +322,8 @@ class JetStreamLog:
             waiting.wake()
 
 
-def _id_of(arrival: Arrival) -> str | None:
+def _refers(arrival: Arrival, blob: str) -> bool:
     try:
-        return codec.decode(arrival.stored).record_id
+        return blob in codec.blobs_of(arrival.stored)
     except codec.Unreadable:
-        return None
+        return False

@@ -15,12 +15,14 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterable, Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
-from eventstore.events import BlobReference, LogRecord, Owner, Record, TaskId
+from msgspec import Struct
+
+from eventstore.events import BlobReference, LogRecord, Owner, Record, SessionRecord, TaskId
 
 PARTITIONS = 16
 CHECKPOINTS = "checkpoints"
@@ -29,6 +31,10 @@ OWNER = re.compile(r"[a-z0-9_-]{1,64}")
 OWNER_WORD = re.compile(r"[a-z0-9_-]{1,240}")
 """An owner as a subject's word: what `owner_word` makes."""
 AGENT = re.compile(r"[a-z0-9_-]{1,64}")
+SESSION_WORD = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""A session as a subject's word: what `session_word` makes."""
+MAX_SESSION_ID = 2_048
+"""Bytes of a session id."""
 TASK_ID = re.compile(r"task_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -117,6 +123,32 @@ def task_of_subject(subject: str) -> tuple[Owner, TaskId] | None:
     return Owner(words[2]), TaskId(words[3])
 
 
+def session_word(session_id: str) -> str:
+    """The subject's word for a session: its id, or `x-` and the id's SHA-256 where it may hold anything."""
+    if SESSION_WORD.fullmatch(session_id) and not session_id.startswith("x-"):
+        return session_id
+    try:
+        said = session_id.encode()
+    except UnicodeEncodeError as error:
+        raise BadSubject("a session id is text in UTF-8") from error
+    if not 1 <= len(said) <= MAX_SESSION_ID:
+        raise BadSubject(f"a session id has 1 to {MAX_SESSION_ID:,} bytes, this one {len(said):,}")
+    return f"x-{hashlib.sha256(said).hexdigest()}"
+
+
+def session_subject(owner: Owner, session_id: str) -> str:
+    """`sessions.<owner>.<word>`."""
+    return f"sessions.{_checked(owner)}.{session_word(session_id)}"
+
+
+def session_of_subject(subject: str) -> tuple[Owner, str] | None:
+    """Owner and word of a session's subject; None for the log's other subjects."""
+    words = subject.split(".")
+    if len(words) != 3 or words[0] != "sessions":
+        return None
+    return (Owner(words[1]), words[2]) if SESSION_WORD.fullmatch(words[2]) else None
+
+
 def subjects_of(owner: Owner) -> tuple[str, ...]:
     """All that is said of one owner's tasks and sessions, as filters."""
     return f"tasks.*.{_checked(owner)}.>", f"sessions.{owner}.>"
@@ -173,6 +205,16 @@ class Recorded:
 
     def __repr__(self) -> str:
         return f"Recorded({self.sequence}, {self.task_id} v{self.record.version}, {self.record.fact!r})"
+
+
+class SessionRecorded(Struct, frozen=True, kw_only=True):
+    """A record of a session that is in the log. `word` is the session's in the subject."""
+
+    sequence: int
+    owner: Owner
+    word: str
+    record: SessionRecord
+    sha256: str
 
 
 class Arrival:
@@ -268,6 +310,12 @@ class Blobs(Protocol):
         blob, so that one whose append never came can be told. Raises LogUnavailable, TooLarge."""
         ...
 
+    async def put_pieces(
+        self, name: str, pieces: AsyncIterable[bytes], *, subject: str = "", expected: int = 0
+    ) -> None:
+        """As `put`, piece by piece, each small enough for a message; of a new name. Raises LogUnavailable, TooLarge."""
+        ...
+
     async def get(self, name: str) -> bytes | None:
         """The bytes; None if there are none by this name. Raises LogUnavailable, BlobDamaged."""
         ...
@@ -289,6 +337,16 @@ class EventLog(Protocol):
 
         Raises WrongExpectedSequence, OutcomeUnknown, LogUnavailable, LogFull.
         """
+        ...
+
+    async def append_session(
+        self, owner: Owner, session_id: str, record: SessionRecord, expected: int
+    ) -> SessionRecorded:
+        """Add one record to a session, if its last sequence is `expected` (0: it has none). Raises as `append`."""
+        ...
+
+    async def read_session(self, owner: Owner, session_id: str, *, after: int = 0) -> list[SessionRecorded]:
+        """All that the leader has of a session after a sequence, in order. Raises LogUnavailable."""
         ...
 
     async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
@@ -332,7 +390,7 @@ class EventLog(Protocol):
         there is none yet, the next. Raises LogUnavailable."""
         ...
 
-    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+    async def blob_of(self, name: str) -> tuple[Arrival, bytes] | None:
         """A record that refers to a blob, and the blob; None: there is no such record. Raises LogUnavailable."""
         ...
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from bisect import bisect_left
+from collections.abc import AsyncIterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -10,7 +11,7 @@ from itertools import accumulate
 import structlog
 
 from eventstore import codec
-from eventstore.events import LogRecord, Owner, Record, TaskId
+from eventstore.events import LogRecord, Owner, Record, SessionRecord, TaskId
 from eventstore.log import (
     CHECKPOINTS,
     Arrival,
@@ -18,7 +19,9 @@ from eventstore.log import (
     OnArrival,
     OnReset,
     Recorded,
+    SessionRecorded,
     WrongExpectedSequence,
+    session_subject,
     subjects_of,
     task_subject,
 )
@@ -36,6 +39,12 @@ class MemoryBlobs:
         """Store."""
         del subject, expected
         self._contents[name] = content
+
+    async def put_pieces(
+        self, name: str, pieces: AsyncIterable[bytes], *, subject: str = "", expected: int = 0
+    ) -> None:
+        """Store."""
+        await self.put(name, b"".join([piece async for piece in pieces]), subject=subject, expected=expected)
 
     async def get(self, name: str) -> bytes | None:
         """The bytes; None: none by this name."""
@@ -174,7 +183,7 @@ class MemoryLog:
         self.blobs = MemoryBlobs()
         self.arrivals: list[Arrival] = []
         self._came_at: list[datetime] = []
-        self._subjects: dict[str, list[Recorded]] = {}
+        self._subjects: dict[str, list[Arrival]] = {}
         self._tails: list[MemoryTail] = []
         self.replays: set[MemoryReplay] = set()
 
@@ -185,7 +194,25 @@ class MemoryLog:
 
     async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
         """Add one record, if the task's last sequence is `expected`."""
-        subject = task_subject(owner, task_id)
+        return codec.recorded(await self._append(task_subject(owner, task_id), record, expected))
+
+    async def append_session(
+        self, owner: Owner, session_id: str, record: SessionRecord, expected: int
+    ) -> SessionRecorded:
+        """Add one record to a session, if its last sequence is `expected`."""
+        return codec.session_recorded(await self._append(session_subject(owner, session_id), record, expected))
+
+    async def read_session(self, owner: Owner, session_id: str, *, after: int = 0) -> list[SessionRecorded]:
+        """All of a session after a sequence."""
+        await asyncio.sleep(0)
+        found = self._subjects.get(session_subject(owner, session_id), [])
+        return [codec.session_recorded(one) for one in found if one.sequence > after]
+
+    async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
+        """Add a checkpoint, if the last one's sequence is `expected`."""
+        return await self._append(CHECKPOINTS, record, expected)
+
+    async def _append(self, subject: str, record: codec.AnyRecord, expected: int) -> Arrival:
         stored, blob = codec.pack(record)
         if blob is not None:
             await self.blobs.put(record.record_id, blob, subject=subject, expected=expected)
@@ -195,29 +222,19 @@ class MemoryLog:
             after_expected = next((one for one in history if one.sequence > expected), None)
             if after_expected is None:
                 raise WrongExpectedSequence(subject, expected, history[-1].sequence if history else 0)
-            if after_expected.record.record_id == record.record_id:
+            if codec.record_id_of(after_expected) == record.record_id:
                 return after_expected
             raise WrongExpectedSequence(subject, expected, after_expected.sequence)
-        appended = codec.recorded(self._add(subject, stored))
+        appended = self._add(subject, stored)
         history.append(appended)
         await asyncio.sleep(0)
         return appended
 
-    async def append_checkpoint(self, record: LogRecord, expected: int) -> Arrival:
-        """Add a checkpoint, if the last one's sequence is `expected`."""
-        stored, blob = codec.pack(record)
-        if blob is not None:
-            await self.blobs.put(record.record_id, blob, subject=CHECKPOINTS, expected=expected)
-        last = await self.last_checkpoint()
-        found = last.sequence if last else 0
-        if found != expected:
-            raise WrongExpectedSequence(CHECKPOINTS, expected, found)
-        return self._add(CHECKPOINTS, stored)
-
     async def last_checkpoint(self) -> Arrival | None:
         """The last checkpoint."""
         await asyncio.sleep(0)
-        return next((one for one in reversed(self.arrivals) if one.subject == CHECKPOINTS), None)
+        history = self._subjects.get(CHECKPOINTS)
+        return history[-1] if history else None
 
     def _add(self, subject: str, stored: bytes) -> Arrival:
         arrival = Arrival(len(self.arrivals) + 1, subject, stored)
@@ -237,7 +254,8 @@ class MemoryLog:
         found = [one for one in self._subjects.get(task_subject(owner, task_id), []) if one.sequence > after]
         found = found if limit is None else found[:limit]
         sizes = accumulate(len(one.stored) for one in found[:-1])
-        return found[: 1 + sum(max_bytes is None or size < max_bytes for size in sizes)]
+        within = 1 + sum(max_bytes is None or size < max_bytes for size in sizes)
+        return [codec.recorded(one) for one in found[:within]]
 
     async def last(self, owner: Owner, task_id: TaskId) -> int:
         """The task's last sequence; 0: there is no such task."""
@@ -249,7 +267,7 @@ class MemoryLog:
         """The task's last record; None: there is no such task."""
         await asyncio.sleep(0)
         history = self._subjects.get(task_subject(owner, task_id))
-        return history[-1] if history else None
+        return codec.recorded(history[-1]) if history else None
 
     async def last_sequence(self) -> int:
         """The log's last sequence."""
@@ -263,11 +281,11 @@ class MemoryLog:
         """The sequence of the first record since a moment, or the next one's."""
         return bisect_left(self._came_at, moment) + 1
 
-    async def blob_of(self, record_id: str) -> tuple[Arrival, bytes] | None:
+    async def blob_of(self, name: str) -> tuple[Arrival, bytes] | None:
         """A record and its blob."""
-        content = await self.blobs.get(record_id)
-        named = (one for one in self.arrivals if codec.decode(one.stored).record_id == record_id)
-        record = next(named, None) if content is not None else None
+        content = await self.blobs.get(name)
+        referring = (one for one in self.arrivals if name in codec.blobs_of(one.stored))
+        record = next(referring, None) if content is not None else None
         return None if content is None or record is None else (record, content)
 
     async def sweep_blobs(self) -> int:

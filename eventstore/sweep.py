@@ -67,7 +67,7 @@ async def sweep_blobs(
 
 
 async def _has_fact(facts: Stream, meta: Meta) -> bool:
-    """Whether the record that this is the blob of is in the log: it is the one after the expected, or there is none."""
+    """Whether the record that refers to this is in the log: it is the one after the expected, or there is none."""
     subject, expected = meta.metadata.get("subject"), meta.metadata.get("expected", "0")
     if not subject:
         return True  # not one of ours to judge
@@ -75,7 +75,7 @@ async def _has_fact(facts: Stream, meta: Meta) -> bool:
     if found is None:
         return False
     try:
-        return codec.decode(found.stored).record_id == meta.name
+        return meta.name in codec.blobs_of(found.stored)
     except codec.Unreadable:
         return True
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from eventstore.codec import TAGS, Unreadable, decode_checkpoint
-from eventstore.events import BlobReference, Checkpoint, Ending, LogRecord, Time
+from eventstore.codec import SESSION_TAGS, TAGS, Unreadable, decode_checkpoint
+from eventstore.events import BlobReference, Checkpoint, Ending, FileReference, LogRecord, Time
 from eventstore.log import CHECKPOINTS, Arrival
 from projections.lines import whose
 from projections.proof import LEAF_BYTES, MAX_LEAVES, NO_LEAF, Leaves, is_signed, leaf_of
@@ -37,6 +37,7 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 class _Fact(Struct, frozen=True):
     type: str = ""
+    files: tuple[FileReference, ...] = ()
 
 
 class _Head(Struct, frozen=True):
@@ -67,7 +68,8 @@ class Wanted(Struct, frozen=True):
     """A blob that a record refers to, to be looked at by whoever can fetch it."""
 
     arrival: Arrival
-    reference: BlobReference
+    name: str
+    sha256: str
 
 
 class Covered(Struct, frozen=True, kw_only=True):
@@ -104,11 +106,11 @@ class Verification:
         """What is signed."""
         return Covered(sequence=self._covered, checkpoints=self._checkpoints, keys=frozenset(self._seen_keys))
 
-    def take(self, arrival: Arrival) -> Wanted | None:
-        """The next record; the blob that it refers to, if it does."""
+    def take(self, arrival: Arrival) -> list[Wanted]:
+        """The next record; the blobs that it refers to: its own first, then those of the files of its task."""
         if arrival.sequence <= self.last_sequence:
             self._say(arrival.sequence, arrival.subject, f"out of order: it comes after {self.last_sequence}")
-            return None
+            return []
         if self._whole and arrival.sequence != self.last_sequence + 1:
             self._say_missing(self.last_sequence + 1, arrival.sequence - 1)
         self.last_sequence = arrival.sequence
@@ -129,11 +131,13 @@ class Verification:
             version = before.version + 1 if before else 1
             at = before.at if before else EPOCH
             self._links[arrival.subject] = _Link(version, digest.hexdigest(), arrival.sequence, at)
-            return None
+            return []
         self._link(arrival, head, digest.hexdigest())
-        if head.fact.type not in TAGS and not arrival.subject.startswith((CHECKPOINTS, "sessions.")):
+        known = SESSION_TAGS if arrival.subject.startswith("sessions.") else TAGS
+        if head.fact.type not in known and arrival.subject != CHECKPOINTS:
             self.newer += 1
-        return None if head.blob is None else Wanted(arrival, head.blob)
+        own = [] if head.blob is None else [Wanted(arrival, head.blob.name, head.blob.sha256)]
+        return own + [Wanted(arrival, file.blob, file.sha256) for file in head.fact.files]
 
     def checkpoint(self, arrival: Arrival, leaves: bytes | None) -> None:
         """The checkpoint just taken, with its leaves where they were to be had: judge what it says of what was seen."""
@@ -172,9 +176,9 @@ class Verification:
         """What was found by a record's reference."""
         where = wanted.arrival.sequence, wanted.arrival.subject
         if content is None:
-            self._say(*where, f"its blob {wanted.reference.name} is missing")
-        elif hashlib.sha256(content).hexdigest() != wanted.reference.sha256:
-            self._say(*where, f"its blob {wanted.reference.name} was changed")
+            self._say(*where, f"its blob {wanted.name} is missing")
+        elif hashlib.sha256(content).hexdigest() != wanted.sha256:
+            self._say(*where, f"its blob {wanted.name} was changed")
 
     def finish(self, last_sequence: int) -> None:
         """There are no more; the log says that its last sequence is this one."""

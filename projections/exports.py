@@ -15,7 +15,8 @@ from typing import BinaryIO
 import msgspec
 from msgspec import Struct
 
-from eventstore.events import BlobReference, FileReference, Owner, Time
+from eventstore.codec import Unreadable, blobs_of
+from eventstore.events import Owner, Time
 from eventstore.log import CHECKPOINTS, Arrival, LogError
 from projections.cloudevents import cloudevent_of
 from projections.lines import BadLine, arrival_of, blob_line, line_of, whose
@@ -86,14 +87,8 @@ class Form(Struct, frozen=True):
     header: bytes = b""
 
 
-class _Files(Struct, frozen=True):
-    files: tuple[FileReference, ...] = ()
-
-
 class _Head(Struct, frozen=True):
     at: Time | None = None
-    blob: BlobReference | None = None
-    fact: _Files = _Files()
 
 
 class _Event(Struct):
@@ -244,11 +239,10 @@ async def export(
 
 def references_of(arrival: Arrival) -> tuple[str, ...]:
     """The names of the blobs that a record refers to: its own large fields, and the files that came with its task."""
-    if b'"blob":' not in arrival.stored:
+    try:
+        return blobs_of(arrival.stored)
+    except Unreadable:
         return ()
-    head = _head_of(arrival)
-    own = () if head.blob is None else (head.blob.name,)
-    return (*own, *(file.blob for file in head.fact.files))
 
 
 def _head_of(arrival: Arrival) -> _Head:

@@ -1,7 +1,7 @@
 """One generation of the views, as the projector carries it: rows and checkpoint go forward together, or not at all.
 
-A generation is a table of tasks and a row of control. Of several that are there one is served; a new one is built
-beside it and takes its place when it has reached the log's end.
+A generation is a table of tasks, one of sessions, and a row of control. Of several that are there one is served; a new
+one is built beside it and takes its place when it has reached the log's end.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,24 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import DropTable
 
-from eventstore.log import Recorded
+from eventstore.log import Recorded, SessionRecorded
+from projections import session_rows
 from projections.checkpoint import Checkpoint
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.rows import Control, Rows
-from projections.schema import CONTROL, FOLD_VERSION, GENERATIONS, NAME, PROGRESS, SERVED, checkpoint_of, tasks_table
+from projections.schema import (
+    CONTROL,
+    FOLD_VERSION,
+    GENERATIONS,
+    NAME,
+    PROGRESS,
+    SERVED,
+    checkpoint_of,
+    tables,
+    tasks_table,
+)
 
 log = structlog.stdlib.get_logger()
 
@@ -44,14 +56,17 @@ class Generation:
         """How far it is. Raises Superseded, ViewsUnavailable."""
         return await self.database.whole(self._checkpoint())
 
-    async def apply(self, records: Sequence[Recorded], *, after: int, upto: int) -> int:
-        """Take in the log from `after` (exclusive) to `upto`: `records` are all the tasks' records in between.
+    async def apply(
+        self, records: Sequence[Recorded], *, sessions: Sequence[SessionRecorded] = (), after: int, upto: int
+    ) -> int:
+        """Take in the log from `after` (exclusive) to `upto`: `records` are all the tasks' records in between, and
+        `sessions` the sessions'.
 
         The checkpoint afterwards: `upto`, or more where another projector was ahead; what lies before the checkpoint
         is passed over. Raises ViewsUnavailable: then all of it, or nothing, was taken in, and repeating it is safe.
         Raises Superseded where the generation is gone, or has not come as far as `after`.
         """
-        return await self.database.whole(self._apply(records, after, upto))
+        return await self.database.whole(self._apply(records, sessions, after, upto))
 
     async def serve(self) -> None:
         """From now on this one is read; the others go. Raises Superseded, ViewsUnavailable."""
@@ -123,7 +138,9 @@ class Generation:
                     await _drop(connection, number)
         log.warning("views.void", generation=self.number)
 
-    async def _apply(self, records: Sequence[Recorded], after: int, upto: int) -> int:
+    async def _apply(
+        self, records: Sequence[Recorded], sessions: Sequence[SessionRecorded], after: int, upto: int
+    ) -> int:
         async with self.database.writing() as connection:
             control = await self._lock(connection)
             if control.checkpoint < after:
@@ -134,6 +151,8 @@ class Generation:
             new = [one for one in records if one.sequence > control.checkpoint]
             folded = await self._rows.fold(connection, new, control.checkpoint)
             progress = await self._rows.write(connection, folded, control)
+            theirs = [one for one in sessions if one.sequence > control.checkpoint]
+            await session_rows.carry(connection, self.number, folded, theirs, upto)
             if new:
                 last = new[-1]
                 seen = {"seen_owner": last.owner, "seen_task": last.task_id}
@@ -176,11 +195,13 @@ async def _create(connection: AsyncConnection) -> int:
     else:
         await connection.execute(update(SERVED).values(last_generation=number))
     await connection.execute(insert(GENERATIONS).values(generation=number, fold=FOLD_VERSION))
-    await connection.run_sync(tasks_table(number).create)
+    for table in tables(number):
+        await connection.run_sync(table.create)
     return number
 
 
 async def _drop(connection: AsyncConnection, number: int) -> None:
     # The row first: it waits for whoever is in the middle of a batch.
     await connection.execute(delete(GENERATIONS).where(GENERATIONS.c.generation == number))
-    await connection.run_sync(tasks_table(number).drop)
+    for table in tables(number):
+        await connection.execute(DropTable(table, if_exists=True))  # older folds had fewer

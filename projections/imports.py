@@ -1,6 +1,5 @@
 """Reads an export: as a source to verify or count, and back into an empty log."""
 
-import re
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from pathlib import Path
@@ -8,7 +7,16 @@ from typing import BinaryIO
 
 from eventstore.blobs import MAX_BLOB
 from eventstore.jetstream import JetStreamLog
-from eventstore.log import CHECKPOINTS, Arrival, BadSubject, LogError, task_of_subject, task_subject
+from eventstore.log import (
+    CHECKPOINTS,
+    OWNER_WORD,
+    Arrival,
+    BadSubject,
+    LogError,
+    session_of_subject,
+    task_of_subject,
+    task_subject,
+)
 from projections.audit import Verification
 from projections.exports import BLOB, HEADER, Header, header_of, kept_in, references_of
 from projections.lines import BadBlob, BadLine, arrival_of, blob_line, blob_of, line_of
@@ -20,7 +28,6 @@ MAX_BROKEN = 1_000
 MAX_HEADER = 1024 * 1024
 MAX_LINE = 2 * MAX_BLOB
 """Bytes of a line: a blob in base64 fits."""
-WORD = re.compile(r"[A-Za-z0-9_=-]{1,256}")
 
 
 class CantImport(LogError):
@@ -191,8 +198,8 @@ def is_subject(subject: str) -> bool:
             return subject == task_subject(*about)
     except BadSubject:
         return False
-    words = subject.split(".")
-    return len(words) == 3 and words[0] == "sessions" and all(map(WORD.fullmatch, words[1:]))
+    session = session_of_subject(subject)
+    return session is not None and OWNER_WORD.fullmatch(session[0]) is not None
 
 
 def last_checkpoint_in(path: Path) -> Arrival:

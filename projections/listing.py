@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, Table, func, or_, select, union_al
 
 from eventstore.events import Owner
 from projections.database import BadCursor
-from projections.schema import indexed, micros, searched
+from projections.schema import indexed, micros, searched, session_key
 from projections.task import Status
 
 MAX_SEARCHED = 20_000
@@ -19,7 +19,7 @@ MAX_SEARCHED = 20_000
 class Filter(Struct, frozen=True, kw_only=True):
     """Which tasks: those to which all that is given applies. `q` is found in the title or the input (`title_only`: in
     the title), whatever its case. Both times are exclusive; statuses None are all of them. `started`: whether a worker
-    has ever taken it."""
+    has ever taken it; `above`: its first fact has a higher sequence."""
 
     statuses: frozenset[Status] | None = None
     started: bool | None = None
@@ -29,6 +29,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     created_before: datetime | None = None
     q: str | None = None
     title_only: bool = False
+    above: int = 0
 
 
 EVERYTHING = Filter()
@@ -146,7 +147,7 @@ class Listing:
         c, wanted = self._c, self._wanted
         conditions = [c.owner == self._owner, c.created > between.low, c.created < between.high]
         if wanted.session_id is not None:
-            conditions.append(c.session_id == indexed(wanted.session_id))
+            conditions.append(c.session_id == session_key(wanted.session_id))
         if wanted.started is not None:
             conditions.append(c.started == wanted.started)
         if wanted.created_after is not None:

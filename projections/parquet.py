@@ -4,7 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -84,10 +84,8 @@ def _groups(file: ExportFile) -> Iterator[list[dict[str, object]]]:
     size = 0
     for batch in file.batches():
         for arrival in batch:
-            names = references_of(arrival)
-            blob = file.blobs.get(names[0]) if names else None
-            rows.append(_row(arrival, blob))
-            size += len(arrival.stored) + len(blob or b"")
+            rows.append(_row(arrival, file.blobs))
+            size += len(arrival.stored) + sum(len(file.blobs.get(name, b"")) for name in references_of(arrival))
         if len(rows) >= ROWS or size >= ROW_BYTES:
             yield rows
             rows, size = [], 0
@@ -95,7 +93,7 @@ def _groups(file: ExportFile) -> Iterator[list[dict[str, object]]]:
         yield rows
 
 
-def _row(arrival: Arrival, blob: bytes | None) -> dict[str, object]:
+def _row(arrival: Arrival, blobs: Mapping[str, bytes]) -> dict[str, object]:
     about = whose(arrival.subject)
     try:
         stamp = _stamp.decode(arrival.stored)
@@ -116,5 +114,5 @@ def _row(arrival: Arrival, blob: bytes | None) -> dict[str, object]:
         "previous": stamp.previous,
         "imported": arrival.imported,
         "record": arrival.stored,
-        "blob": blob,
+        "blob": blobs.get(stamp.record_id or ""),
     }

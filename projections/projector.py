@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 from msgspec import Struct
 
 from eventstore import codec
 from eventstore.codec import Unreadable
-from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Recorded, Replay
+from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Replay
 from projections.checkpoint import is_of
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation
@@ -25,6 +26,7 @@ LOOK_S = 0.25
 AGAIN_S = 0.5
 DATABASE_S = 1.0
 """How often it is looked whether the database is still the one that was written to, where nothing new comes."""
+OneRead = TypeVar("OneRead")
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -200,9 +202,10 @@ class Projector:
         return generation, self._replay
 
     async def _carry(self, generation: Generation, replay: Replay, arrivals: list[Arrival]) -> None:
-        records = [recorded for arrival in arrivals if (recorded := _recorded(arrival)) is not None]
+        records = [one for arrival in arrivals if (one := _read(arrival, "tasks.", codec.recorded))]
+        sessions = [one for arrival in arrivals if (one := _read(arrival, "sessions.", codec.session_recorded))]
         upto = arrivals[-1].sequence
-        reached = await generation.apply(records, after=self._position, upto=upto)
+        reached = await generation.apply(records, sessions=sessions, after=self._position, upto=upto)
         self._position = upto
         self._records += len(arrivals)
         if reached > upto:
@@ -215,11 +218,12 @@ class Projector:
             )
 
 
-def _recorded(arrival: Arrival) -> Recorded | None:
-    if not arrival.subject.startswith("tasks."):
+def _read(arrival: Arrival, begins: str, read: Callable[[Arrival], OneRead]) -> OneRead | None:
+    """What it says, if it is of this kind."""
+    if not arrival.subject.startswith(begins):
         return None
     try:
-        return codec.recorded(arrival)
+        return read(arrival)
     except Unreadable as error:
         log.error("projector.unreadable", sequence=arrival.sequence, error=str(error))
         return None

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import JSON, Select, Table, Text, bindparam, cast, func, insert, select, update
+from sqlalchemy import CTE, JSON, Select, Table, Text, bindparam, cast, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, TaskId
 from eventstore.log import Recorded
-from projections.schema import body_of, indexed, micros, searched, task_of, text_of
+from projections.schema import body_of, indexed, micros, searched, session_key, task_of, text_of
 from projections.task import INITIAL, Task, evolve, follows
 
 MAX_HELD = 8_192
@@ -31,12 +31,13 @@ class Control(Struct, frozen=True):
 
 
 class Folding(Struct):
-    """A task while a batch is folded. `created` is its place in the lists, and its row's key; `bytes` its row's;
-    `whole`: no record of it was left out."""
+    """A task while a batch is folded, and what it was before. `created` is its place in the lists, and its row's key;
+    `bytes` its row's; `whole`: no record of it was left out."""
 
     created: int
     task: Task
     whole: bool
+    before: Task
     new: bool = False
     begun_at: int = 0
     bytes: int = 0
@@ -64,7 +65,7 @@ class Rows:
             if now is None:
                 kept = self._held.get(key) or stored.get(key) or (one.sequence, INITIAL, True)
                 new = kept[1].version == 0
-                now = folding[key] = Folding(*kept, new=new, begun_at=micros(one.record.at))
+                now = folding[key] = Folding(*kept, kept[1], new=new, begun_at=micros(one.record.at))
             if one.sequence > now.task.sequence:
                 now.whole = now.whole and follows(one, now.task)
                 now.task = evolve(now.task, one)
@@ -75,9 +76,7 @@ class Rows:
         if not keys:
             return found
         asked = rows_of(self._table, sqlite=connection.dialect.name == "sqlite")
-        for owner, task_id, created, body, whole in await connection.execute(
-            asked, {"keys": msgspec.json.encode(keys).decode()}
-        ):
+        for owner, task_id, created, body, whole in await connection.execute(asked, keys_of(keys)):
             found[owner, task_id] = created, task_of(body), whole
         return found
 
@@ -119,26 +118,35 @@ class Rows:
 
 
 def rows_of(table: Table, *, sqlite: bool) -> Select[Owner, TaskId, int, bytes, bool]:
-    """The rows of the tasks in the parameter `keys`, a JSON list of pairs: one statement, however many there are.
-    A join: where (owner, task_id) is looked for in a list, SQLite reads the whole table."""
-    c = table.c
+    """The rows of the tasks that are asked for."""
+    c, these = table.c, asked_for(sqlite=sqlite)
+    theirs = (c.owner == these.c.owner) & (c.task_id == these.c.name)
+    return select(c.owner, c.task_id, c.created, c.body, c.whole).join_from(these, table, theirs)
+
+
+def asked_for(*, sqlite: bool) -> CTE:
+    """Owners and names of what is in the parameter `keys`, a JSON list of pairs: one statement, however many there are.
+    To be joined: where (owner, name) is looked for in a list, SQLite reads the whole table."""
     keys = bindparam("keys", type_=Text)
     if sqlite:
         pair = func.json_each(keys).table_valued("value").c.value
-        owner, task_id = func.json_extract(pair, "$[0]"), func.json_extract(pair, "$[1]")
+        owner, name = func.json_extract(pair, "$[0]"), func.json_extract(pair, "$[1]")
     else:
         pair = func.json_array_elements(cast(keys, JSON)).column_valued("pair")
-        owner, task_id = func.json_extract_path_text(pair, "0"), func.json_extract_path_text(pair, "1")
-    these = select(owner.label("owner"), task_id.label("task_id")).cte("these")
-    theirs = (c.owner == these.c.owner) & (c.task_id == these.c.task_id)
-    return select(c.owner, c.task_id, c.created, c.body, c.whole).join_from(these, table, theirs)
+        owner, name = func.json_extract_path_text(pair, "0"), func.json_extract_path_text(pair, "1")
+    return select(owner.label("owner"), name.label("name")).cte("these")
+
+
+def keys_of(keys: Sequence[tuple[Owner, str]]) -> dict[str, str]:
+    """The parameter of `asked_for`."""
+    return {"keys": msgspec.json.encode(keys).decode()}
 
 
 def _fixed(task: Task) -> Values:
     """What a task's first fact says, and none later."""
     return {
         "agent": indexed(task.agent),
-        "session_id": None if task.session_id is None else indexed(task.session_id),
+        "session_id": None if task.session_id is None else session_key(task.session_id),
         "title": searched(task.title or ""),
         "input_text": searched(text_of(task.input)),
     }

@@ -9,10 +9,11 @@ import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
 from eventstore.events import Json, Owner, TaskId
+from eventstore.log import BadSubject, session_word
 from projections.checkpoint import Checkpoint, Seen
 from projections.task import Task
 
-FOLD_VERSION = 4
+FOLD_VERSION = 5
 """Raised with every change of `Task`, of what `evolve` makes of a record, or of the tables: the views are then built
 anew, side by side. A test knows the shape of them, and fails where this was forgotten."""
 
@@ -107,6 +108,39 @@ def tasks_table(generation: int) -> Table:
     return table
 
 
+@lru_cache(maxsize=16)
+def sessions_table(generation: int) -> Table:
+    """The sessions of one generation. `created` is the sequence of the session's first task, the order of all lists;
+    NULL where it has none since it was deleted. `sequence`: up to where in the log the row is."""
+    table = Table(
+        f"sessions_{generation}",
+        MetaData(),
+        Column("owner", Text, primary_key=True),
+        Column("word", Text, primary_key=True),
+        Column("created", LONG),
+        Column("sequence", LONG, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+    )
+    Index(f"{table.name}_by_created", table.c.owner, table.c.created)
+    return table
+
+
+@lru_cache(maxsize=16)
+def owners_table(generation: int) -> Table:
+    """How many sessions each owner has: to count a million of them takes too long for a page."""
+    return Table(
+        f"owners_{generation}",
+        MetaData(),
+        Column("owner", Text, primary_key=True),
+        Column("sessions", LONG, nullable=False),
+    )
+
+
+def tables(generation: int) -> tuple[Table, ...]:
+    """All tables of one generation."""
+    return tasks_table(generation), sessions_table(generation), owners_table(generation)
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Task)
 
@@ -141,6 +175,14 @@ def indexed(word: str) -> str:
     """A name as an index has it; a very long one by its digest."""
     word = storable(word)
     return word if len(word) <= MAX_WORD else f"sha256:{hashlib.sha256(word.encode()).hexdigest()}"
+
+
+def session_key(session_id: str) -> str:
+    """A session as rows have it: its subject's word; what can have no subject is found by a digest."""
+    try:
+        return session_word(session_id)
+    except BadSubject:
+        return f"sha256:{hashlib.sha256(storable(session_id).encode()).hexdigest()}"
 
 
 def searched(text: str) -> str:

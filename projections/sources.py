@@ -92,10 +92,10 @@ def is_of(task: TaskId, subject: str) -> bool:
 
 
 async def _show(source: Source, verification: Verification, arrival: Arrival) -> None:
-    wanted = verification.take(arrival)
-    content = None
-    if wanted is not None:
-        content = await source.blob(wanted.reference.name)
+    own: bytes | None = None
+    for wanted in verification.take(arrival):
+        content = await source.blob(wanted.name)
         verification.blob(wanted, content)
+        own = own or content
     if arrival.subject == CHECKPOINTS:
-        verification.checkpoint(arrival, leaves_in(arrival, content))
+        verification.checkpoint(arrival, leaves_in(arrival, own))

@@ -1,7 +1,6 @@
 """The task views: one task as last taken in, an owner's tasks as a list; behind the log by what is yet to come in."""
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 from msgspec import Struct
 from sqlalchemy import select
@@ -14,18 +13,16 @@ from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of,
 from projections.schema import (
     FOLD_VERSION,
     GENERATIONS,
-    NAME,
     PROGRESS,
-    SERVED,
     checkpoint_of,
     storable,
     task_of,
     tasks_table,
 )
+from projections.served import Served, read, what_is_served
 from projections.task import Task
 
 MAX_PAGE = 1_000
-Answer = TypeVar("Answer")
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -43,15 +40,6 @@ class Count(Struct, frozen=True, kw_only=True):
     exact: bool
 
 
-class _Served(Struct, frozen=True):
-    """What is read: a generation, its fold, how far it is, and how far its tasks' clocks were apart (microseconds)."""
-
-    generation: int
-    fold: int
-    checkpoint: int
-    skew: int
-
-
 class Views:
     """What a projector has made of the log, for reading. Whatever the database does is a ViewsUnavailable."""
 
@@ -61,17 +49,17 @@ class Views:
     async def checkpoint(self) -> int:
         """The last sequence that is in here. Raises ViewsUnavailable."""
 
-        async def ask(connection: AsyncConnection, served: _Served) -> int:
+        async def ask(connection: AsyncConnection, served: Served) -> int:
             del connection
             return served.checkpoint
 
-        return await self._read(ask)
+        return await read(self._database, ask)
 
     async def get(self, owner: Owner, task_id: TaskId) -> Task | None:
         """The task as of its `sequence`, to read on from. None: not in here, or not whole, or only in another
         release's words. Raises ViewsUnavailable."""
 
-        async def ask(connection: AsyncConnection, served: _Served) -> Task | None:
+        async def ask(connection: AsyncConnection, served: Served) -> Task | None:
             if served.fold != FOLD_VERSION:
                 return None  # today's evolve must not go on from what another one made
             c = tasks_table(served.generation).c
@@ -79,7 +67,7 @@ class Views:
             body = (await connection.execute(row)).scalar_one_or_none()
             return None if body is None else task_of(body)
 
-        return await self._read(ask)
+        return await read(self._database, ask)
 
     async def living(self, take: Callable[[Task, int], None]) -> Checkpoint:
         """Have this called with each task, of any owner, that has not ended by the checkpoint, and with the sequence
@@ -88,7 +76,7 @@ class Views:
 
     async def _living(self, take: Callable[[Task, int], None]) -> Checkpoint:
         async with self._database.reading(at_one_moment=True) as connection:
-            served = await _what_is_served(connection)
+            served = await what_is_served(connection)
             if served.fold != FOLD_VERSION:
                 raise ViewsUnavailable("the views are another release's")
             mine = select(*PROGRESS).where(GENERATIONS.c.generation == served.generation)
@@ -108,9 +96,9 @@ class Views:
         Raises BadCursor, ViewsUnavailable; ValueError where `limit` is not 1 to MAX_PAGE."""
         if not 1 <= limit <= MAX_PAGE:
             raise ValueError(f"a page has 1 to {MAX_PAGE} tasks, not {limit}")
-        start = Between() if after is None else Between(high=place_of(after))
+        start = Between(low=wanted.above) if after is None else Between(wanted.above, place_of(after))
 
-        async def ask(connection: AsyncConnection, served: _Served) -> Page:
+        async def ask(connection: AsyncConnection, served: Served) -> Page:
             listing = self._listing(owner, wanted, served)
             between = await _narrowed(connection, listing, wanted, start, served.skew)
             if between is None:
@@ -123,53 +111,25 @@ class Views:
                 next_cursor=None if last is None else cursor_of(last),
             )
 
-        return await self._read(ask)
+        return await read(self._database, ask)
 
     async def count(self, owner: Owner, wanted: Filter = EVERYTHING) -> Count:
         """How many of the owner's tasks pass. It walks them all: only on request. Raises ViewsUnavailable."""
 
-        async def ask(connection: AsyncConnection, served: _Served) -> Count:
+        async def ask(connection: AsyncConnection, served: Served) -> Count:
             listing = self._listing(owner, wanted, served)
-            between = await _narrowed(connection, listing, wanted, Between(), served.skew)
+            between = await _narrowed(connection, listing, wanted, Between(low=wanted.above), served.skew)
             if between is None:
                 return Count(tasks=0, exact=True)
             between, horizon = await _within_sight(connection, listing, wanted, between)
             tasks = (await connection.execute(listing.count(between))).scalar_one()
             return Count(tasks=tasks, exact=horizon is None)
 
-        return await self._read(ask)
+        return await read(self._database, ask)
 
-    def _listing(self, owner: Owner, wanted: Filter, served: _Served) -> Listing:
+    def _listing(self, owner: Owner, wanted: Filter, served: Served) -> Listing:
         owner = Owner(storable(owner))
         return Listing(tasks_table(served.generation), owner, wanted, sqlite=self._database.sqlite)
-
-    async def _read(self, ask: Callable[[AsyncConnection, _Served], Awaitable[Answer]]) -> Answer:
-        return await self._database.whole(self._ask(ask))
-
-    async def _ask(self, ask: Callable[[AsyncConnection, _Served], Awaitable[Answer]]) -> Answer:
-        served: _Served | None = None
-        while True:
-            try:
-                async with self._database.reading() as connection:
-                    served = await _what_is_served(connection)
-                    return await ask(connection, served)
-            except ViewsUnavailable:
-                # In PostgreSQL a switch may drop the table just before it is read: then there is another one by now.
-                if served is None or not await self._switched_from(served):
-                    raise
-
-    async def _switched_from(self, served: _Served) -> bool:
-        async with self._database.reading() as connection:
-            return (await _what_is_served(connection)).generation != served.generation
-
-
-async def _what_is_served(connection: AsyncConnection) -> _Served:
-    c = GENERATIONS.c
-    row = select(c.generation, c.fold, c.checkpoint, c.skew).join(SERVED, SERVED.c.generation == c.generation)
-    served = (await connection.execute(row.where(SERVED.c.name == NAME))).one_or_none()
-    if served is None:
-        raise ViewsUnavailable("the views are being built")
-    return _Served(*served)
 
 
 async def _narrowed(

@@ -15,6 +15,7 @@ from app.api import Protocol, Rooms, Server, build, open_rooms
 from app.commands import Command, CreateTask
 from app.feed import frame
 from app.settings import HttpSettings, LogSettings
+from app.sockets import SOCKETS
 from app.tasks import Cause, Done
 from eventstore.connection import NatsAddress
 from eventstore.events import Owner, TaskId
@@ -89,6 +90,7 @@ async def running(
         config = uvicorn.Config(
             build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
             http=Protocol,
+            **SOCKETS,
             log_config=None,
             access_log=False,
             lifespan="off",

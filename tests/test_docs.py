@@ -337,7 +337,8 @@ def test_what_make_is_asked_for_it_can_do(page: Path) -> None:
 
 
 def test_every_row_of_a_contract_names_a_test_that_there_is() -> None:
-    for page in (DOCS / "reference" / "niyra.md",):
+    pages = ("niyra", "nanonets", "shannon", "shannon-events", "shannon-sdk", "shannon-sessions")
+    for page in (DOCS / "reference" / f"{name}.md" for name in pages):
         named = {word for word in quoted(page.read_text()) if word.startswith("test_")}
         assert named
         assert named <= defined(), named - defined()

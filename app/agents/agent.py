@@ -43,6 +43,20 @@ class Exchange(Struct, frozen=True, kw_only=True):
     result: str | None
 
 
+Reading = Callable[[], Awaitable[bytes]]
+
+
+class File(Struct, frozen=True, kw_only=True):
+    """A file that came with the task: `size` in bytes, `sha256` in hex. `read` is for tools: from within a step that
+    acts. Raises StepFailed where it is not to be had."""
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    read: Reading
+
+
 class Brief(Struct, frozen=True, kw_only=True):
     """What an agent is told: its task. All of it is the same in every run. `conversation` is what was said before,
     oldest first, where the client goes on with one."""
@@ -55,6 +69,7 @@ class Brief(Struct, frozen=True, kw_only=True):
     approval_mode: ApprovalMode = "auto"
     metadata: dict[str, Json] = {}
     conversation: tuple[Exchange, ...] = ()
+    files: tuple[File, ...] = ()
 
 
 class Act(Struct, frozen=True, kw_only=True):

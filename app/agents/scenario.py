@@ -3,19 +3,20 @@
 Scenarios come from the network: nothing in one touches a file, and what one may expand to is bounded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from app.agents.agent import AgentFailed
+from app.agents.agent import AgentFailed, File
 from eventstore.events import Json, PlannedStep, Usage
 
 # A small body must not fill the log: what a scenario expands to is bounded in steps and in bytes of JSON.
 MAX_STEPS = 15_000
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 8
+READ_FILE = "read_file"
 # Tokens, or dollars, of one usage step: a sum of infinities is no JSON.
 MAX_COUNT = 10**12
 
@@ -40,6 +41,12 @@ class UseTool(Verb, frozen=True, kw_only=True):
     output: Json = msgspec.field(default_factory=lambda: {"ok": True})
     takes: Seconds = 0.0
     read_only: bool = False
+
+
+class ReadFile(Verb, frozen=True, kw_only=True):
+    """A tool that says what is in a file that came with the task, by the file's name."""
+
+    read: Text
 
 
 class Wait(Verb, frozen=True, kw_only=True):
@@ -95,21 +102,22 @@ class Repeated(Struct, frozen=True, kw_only=True):
     steps: "Scenario"
 
 
-Playable = SayText | UseTool | Wait | AskUser | AskReview | ShowPlan | CountUsage | Fail | Crash | Complete
+Playable = SayText | UseTool | ReadFile | Wait | AskUser | AskReview | ShowPlan | CountUsage | Fail | Crash | Complete
 Scenario = tuple[Playable | Repeated, ...]
 Extent = tuple[int, int]
 SHAPES: tuple[type[Playable | Repeat], ...] = (
-    *(SayText, UseTool, Wait, AskUser, AskReview, ShowPlan, CountUsage, Fail, Crash, Complete),
+    *(SayText, UseTool, ReadFile, Wait, AskUser, AskReview, ShowPlan, CountUsage, Fail, Crash, Complete),
     Repeat,
 )
 VERBS = {shape.__struct_fields__[0]: shape for shape in SHAPES}
 
 
-def read_scenario(given: Json) -> Scenario:
-    """The scenario in a task's input; the standard one for a text that holds none. Raises AgentFailed."""
+def read_scenario(given: Json, files: Sequence[File] = ()) -> Scenario:
+    """The scenario in a task's input; the standard one, which reads its files, for a text that holds none.
+    Raises AgentFailed."""
     found: Json = _in_text(given) if isinstance(given, str) else given
     if found is None:
-        return _standard(given if isinstance(given, str) else "")
+        return _standard(given if isinstance(given, str) else "", files)
     written = object_of(found)
     if written is None:
         raise _bad("the scenario", f"expected an object with steps, or text, got {type(found).__name__}")
@@ -203,13 +211,20 @@ def _bad(place: str, what: str) -> AgentFailed:
     return AgentFailed("bad_scenario", f"{place}: {what}")
 
 
-def _standard(text: str) -> Scenario:
-    """About two seconds: a plan, two tools, a few streamed sentences, the end."""
+def _standard(text: str, files: Sequence[File]) -> Scenario:
+    """About two seconds: a plan, a look at each file, two tools, a few streamed sentences, the end."""
     asked = " ".join(text.split())[:200]
     opening = "I looked at what you asked and found two places that answer it. "
     closing = "The first says how it works, the second says why. Both agree, so this is short."
     return (
-        ShowPlan(plan=(PlannedStep(tool="search", why="find what bears on it"), PlannedStep(tool="read", why="check"))),
+        ShowPlan(
+            plan=(
+                *(PlannedStep(tool=READ_FILE, why=f"{file.name}, {file.size} bytes") for file in files),
+                PlannedStep(tool="search", why="find what bears on it"),
+                PlannedStep(tool="read", why="check"),
+            )
+        ),
+        *(ReadFile(read=file.name) for file in files),
         UseTool(tool="search", input={"query": asked}, output={"hits": 2}, takes=0.4, read_only=True),
         SayText(say=opening, takes=0.5),
         UseTool(tool="read", input={"hit": 1}, output={"lines": 12}, takes=0.4, read_only=True),

@@ -6,10 +6,11 @@ What a scenario may say is in `scenario.py`.
 """
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -18,6 +19,7 @@ from app.agents.agent import (
     AgentFailed,
     Brief,
     CallTool,
+    File,
     Say,
     Step,
     Work,
@@ -29,12 +31,14 @@ from app.agents.agent import (
 )
 from app.agents.scenario import (
     MAX_BYTES,
+    READ_FILE,
     AskReview,
     AskUser,
     Complete,
     CountUsage,
     Crash,
     Fail,
+    ReadFile,
     SayText,
     Scenario,
     ShowPlan,
@@ -65,7 +69,7 @@ class Simulator:
 
     def run(self, brief: Brief) -> Work:
         """Play the task's scenario. Raises AgentFailed (`bad_scenario`) at the first step."""
-        scenario = read_scenario(_scenario_of(brief))
+        scenario = read_scenario(_scenario_of(brief), brief.files)
         answer: str | None = None
         said: list[str] = []
         if brief.approval_mode != "auto" and not _plans_before_it_acts(scenario):
@@ -79,6 +83,8 @@ class Simulator:
                     yield _say(step)
                 case UseTool():
                     yield self._use(step, brief.task_id)
+                case ReadFile(read=name):
+                    yield _read(name, brief.files)
                 case Wait(sleep=seconds):
                     yield from sleep(seconds)
                 case AskUser(ask=question):
@@ -123,12 +129,13 @@ def _scenario_of(brief: Brief) -> Json:
 
 def _plans_before_it_acts(scenario: Scenario) -> bool:
     """Does it show a plan of its own in time? Nothing may act before one, except under approval mode `auto`."""
-    first = next((step for step in unrolled(scenario) if isinstance(step, ShowPlan | UseTool | Crash)), None)
+    first = next((step for step in unrolled(scenario) if isinstance(step, ShowPlan | UseTool | ReadFile | Crash)), None)
     return isinstance(first, ShowPlan)
 
 
 def _tools_of(scenario: Scenario) -> tuple[PlannedStep, ...]:
-    tools = [step.tool for step in unrolled(scenario) if isinstance(step, UseTool)]
+    steps = (step for step in unrolled(scenario) if isinstance(step, UseTool | ReadFile))
+    tools = [step.tool if isinstance(step, UseTool) else READ_FILE for step in steps]
     shown = [PlannedStep(tool=tool) for tool in tools[:MAX_SHOWN]]
     if len(tools) > MAX_SHOWN:
         shown[-1] = PlannedStep(tool=tools[MAX_SHOWN - 1], why=f"and {len(tools) - MAX_SHOWN} more steps with tools")
@@ -139,6 +146,18 @@ def _propose(steps: tuple[PlannedStep, ...]) -> Generator[Step, Json, None]:
     verdict = yield from propose(steps)
     if not verdict.approved:
         raise AgentFailed("plan_refused", verdict.feedback or "the plan was not approved")
+
+
+def _read(name: str, files: Sequence[File]) -> CallTool:
+    file = next((file for file in files if file.name == name), None)
+    if file is None:
+        raise AgentFailed("no_such_file", f"no file {name!r} came with the task")
+
+    async def act(_: Act) -> Json:
+        content = await file.read()
+        return {"name": file.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    return CallTool(name=READ_FILE, input={"name": name}, act=act, read_only=True)
 
 
 def _say(step: SayText) -> Say:

@@ -6,7 +6,7 @@ from math import ceil
 import msgspec
 from msgspec import Struct
 
-from app.limits import Budget, RateLimited, Standing
+from app.limits import RateLimited, Standing
 from eventstore.tokens import Dialect
 
 Headers = dict[str, str]
@@ -78,12 +78,3 @@ HEADERS: dict[Dialect, Callable[[Sequence[Standing], float], Headers]] = {
     "shannon": shannon_headers,
     "nanonets": nanonets_headers,
 }
-
-
-def dialect_of(budget: Budget) -> Dialect:
-    """Whose it is."""
-    match budget:
-        case "native" | "shannon" | "nanonets":
-            return budget
-        case "niyra.ask" | "niyra.execute" | "niyra.poll":
-            return "niyra"

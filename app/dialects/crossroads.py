@@ -6,9 +6,10 @@ from litestar import Request
 from litestar.datastructures import Headers, State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.auth import Header, NotAuthenticated, authenticate, presented
+from app.auth import Bearers, Header, NotAuthenticated, presented
+from app.issuer_keys import KeysUnavailable
 from eventstore.log import LogUnavailable
-from eventstore.tokens import Dialect, Tokens
+from eventstore.tokens import Dialect
 
 Vendor = Literal["shannon", "nanonets"]
 ASKED = "asked_path"
@@ -53,9 +54,9 @@ def asked_path(request: Request[object, object, State]) -> str:
 class Crossroads:
     """Sends bare paths of vendors to `/shannon...` or `/nanonets...`; all others pass."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, bearers: Bearers) -> None:
         self._app = app
-        self._tokens = tokens
+        self._bearers = bearers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, under the vendor's prefix where the path is one's."""
@@ -75,7 +76,7 @@ class Crossroads:
     async def _meant(self, scope: Scope) -> Vendor:
         header, secret = presented(Headers.from_scope(scope))
         try:
-            named = (await authenticate(self._tokens, secret)).dialect
-        except (NotAuthenticated, LogUnavailable):
+            named = (await self._bearers.authenticate(secret)).dialect
+        except (NotAuthenticated, KeysUnavailable, LogUnavailable):
             named = None  # which is said where the request is authenticated, in the words that its header asks for
         return meant(header, named)

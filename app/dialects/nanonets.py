@@ -15,7 +15,7 @@ from app.problems import BadRequest, NotFound, Refused, problem_of
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import Json, TaskId
 from eventstore.log import AGENT
-from projections.task import Status, Task
+from projections.task import Status, Task, metadata_of
 
 AGENT_IDS = uuid.UUID("3d4c1c1e-6a9f-5d0b-8f5e-2b7d0b1f9a64")
 """The namespace of the agents' UUIDs (version 5, of their names)."""
@@ -247,8 +247,10 @@ def statuses_said(text: str) -> frozenset[NanonetsStatus]:
 
 def ours(wanted: frozenset[NanonetsStatus]) -> frozenset[Status]:
     """Our statuses under which tasks of theirs can be found."""
-    begun: set[Status] = {"pending"} if "running" in wanted else set()
-    return frozenset(begun | {status for status, word in WORDS.items() if word in wanted})
+    found: set[Status] = {status for status, word in WORDS.items() if word in wanted}
+    if "running" in wanted:
+        found.add("pending")
+    return frozenset(found)
 
 
 def bare(task: Task) -> str:
@@ -295,7 +297,7 @@ def render_summary(task: Task, large: Mapping[str, object]) -> bytes:
         status="completed",
         summary=summary,
         completed_at=task.ended_at,
-        extracted_data=_extracted(summary) if "output_schema" in task.metadata else UNSET,
+        extracted_data=_extracted(summary) if "output_schema" in metadata_of(task, large) else UNSET,
     )
     return msgspec.json.encode(body)
 

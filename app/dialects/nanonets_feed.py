@@ -12,9 +12,10 @@ from msgspec import Struct
 
 from app.auth import Principal, Revocations
 from app.dialects.nanonets import agent_id, bare
-from app.feed import Streams, abort_later, gone, held, send_body, until_over
+from app.feed import Streams, abort_later, gone, held, until_over
 from app.following import history_page
 from app.tasks import Tasks
+from app.telling import send_body
 from eventstore.events import (
     InputReceived,
     InputRequested,

@@ -1,6 +1,8 @@
 """Nanonets' routes, under `/nanonets`; at its own paths crossroads.py finds them."""
 
 import inspect
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,11 +25,13 @@ from app.dialects.crossroads import asked_path
 from app.dialects.nanonets import (
     RETRY_AFTER_S,
     AgentBody,
+    NewRun,
     agent_id,
     agent_named,
     bare,
     ours,
     read_answer,
+    read_output_config,
     read_run,
     refusal_of,
     render,
@@ -40,11 +44,13 @@ from app.dialects.nanonets import (
 )
 from app.dialects.nanonets_feed import History, feed, messages
 from app.dialects.native_lists import MAX_WORDS, time_of
+from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered
 from app.feed import Streams
 from app.problems import Refused
 from app.settings import HttpSettings
 from app.tasks import Tasks
+from app.uploads import Upload, bounded, form_of
 from app.views import Lists
 from projections.listing import Filter
 from projections.task import Task
@@ -60,7 +66,8 @@ MAX_PAGES = 20
 TaskPath = FromPath[str]
 
 
-@post("/agents/{agent:str}/run", status_code=200)
+# Its own bounds: a form may be larger than our other requests, and is never in memory whole.
+@post("/agents/{agent:str}/run", status_code=200, request_max_body_size=None)
 async def run_agent(
     request: Asked,
     agent: FromPath[str],
@@ -71,8 +78,10 @@ async def run_agent(
     """Begin a task, and answer at once."""
     request.user.need("tasks:write")
     name = agent_named(agent, catalogue)
-    command = to_command(read_run(await request.body()), agent=name)
-    done = await tasks.create(request.user.owner, command, cause_of(request), key=idempotency_key(request))
+    key = idempotency_key(request)
+    async with _asked(request, http) as (body, uploads):
+        command = to_command(body, agent=name, digests=[(one.name, one.sha256) for one in uploads])
+        done = await tasks.create(request.user.owner, command, cause_of(request), key=key, uploads=uploads)
     if isinstance(done, Rejected):
         raise Refused(done)
     headers = {"Idempotency-Replayed": "true"} if done.recorded is None else {}
@@ -221,7 +230,11 @@ def routes() -> list[Router]:
     """All of them, twice. Our own API's description leaves them out: docs/reference/nanonets.md has them."""
     handlers = [run_agent, poll_task, summary, result, list_messages, send_message, cancel_task, list_tasks]
     handlers += [list_agents, get_agent]
-    return [Router(path=PREFIX + version, route_handlers=handlers, include_in_schema=False) for version in VERSIONS]
+    limited = {"limit": "nanonets"}
+    return [
+        Router(path=PREFIX + version, route_handlers=handlers, opt=limited, include_in_schema=False)
+        for version in VERSIONS
+    ]
 
 
 def answers_for(path: str) -> bool:
@@ -238,13 +251,28 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     return Response(body, status_code=status_code, headers=headers, media_type="application/json")
 
 
+@asynccontextmanager
+async def _asked(request: Asked, http: HttpSettings) -> AsyncGenerator[tuple[NewRun, list[Upload]]]:
+    """What is asked for, and the files that came with it. Raises BadRequest, TooLarge."""
+    kind, options = request.content_type
+    if kind != "multipart/form-data":
+        yield read_run(await bounded(request.stream(), http.max_body_bytes)), []
+        return
+    boundary = options.get("boundary", "")
+    bounds = {"max_bytes": http.max_upload_bytes, "max_text_bytes": http.max_body_bytes}
+    async with form_of(request.stream(), boundary, **bounds) as form:
+        config = form.texts.get("output_config")
+        output_config = None if config is None else read_output_config(config)
+        yield NewRun(query=form.texts.get("query"), output_config=output_config), form.uploads
+
+
 def _told(task: Task) -> Response[bytes]:
     return Response(render(task, {}), headers=_wait(task), media_type="application/json")
 
 
 def _wait(task: Task) -> dict[str, str]:
     """How long a kind poller waits."""
-    return {} if task.ended else {"Retry-After": str(RETRY_AFTER_S)}
+    return retry_after(task, least_s=RETRY_AFTER_S)
 
 
 def _agent(agent: Agent) -> AgentBody:

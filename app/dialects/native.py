@@ -9,26 +9,14 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app.commands import CreateTask
+from app.dialects.pace import poll_after_s
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json, PlannedStep, Problem, TaskId, Usage
 from eventstore.log import AGENT, TASK_ID
-from projections.task import Status, Task, metadata_of
+from projections.task import Task, metadata_of
 
 MAX_WAIT_S = 60.0
 MAX_METADATA = 16 * 1024
-POLL_AFTER_S: dict[Status, float | None] = {
-    "absent": None,
-    "pending": 1.0,
-    "queued": 2.0,
-    "running": 1.0,
-    "waiting_for_input": 5.0,
-    "awaiting_review": 5.0,
-    "paused": 5.0,
-    "completed": None,
-    "failed": None,
-    "cancelled": None,
-    "timed_out": None,
-}
 PublicStatus = Literal[
     "pending",
     "queued",
@@ -77,6 +65,15 @@ class Why(Struct, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=1_000)] | None = None
 
 
+class FileBody(Struct, kw_only=True):
+    """A file that came with the task; its bytes are at `/tasks/{task_id}/blobs/{sha256}`. `size` is in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+
+
 class TaskBody(Struct, kw_only=True):
     """One task as it is. Nothing here depends on the clock: one version has one body. Times are RFC 3339.
 
@@ -111,6 +108,7 @@ class TaskBody(Struct, kw_only=True):
     pause_requested: bool
     usage: Usage | None
     metadata: dict[str, Json]
+    files: list[FileBody]
     poll_after_s: float | None
 
 
@@ -234,7 +232,12 @@ def _body(task: Task, large: Mapping[str, object]) -> TaskBody:
         pause_requested=task.pause_requested,
         usage=task.usage,
         metadata=metadata_of(task, large),
-        poll_after_s=POLL_AFTER_S[task.status],
+        files=[
+            FileBody(name=file.name, size=file.bytes, sha256=file.sha256, media_type=file.media_type)
+            for file in task.files
+        ],
+        # As of its last fact: what one version says must not depend on when it is asked for; Retry-After may.
+        poll_after_s=poll_after_s(task, task.updated_at),
     )
 
 

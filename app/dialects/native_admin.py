@@ -18,7 +18,7 @@ from app.problems import BadRequest, NotFound, OwnToken, TooMany
 from eventstore.events import Owner
 from eventstore.log import BadSubject, owner_named
 from eventstore.switches import MAX_NAME_BYTES, Switches
-from eventstore.tokens import SCOPES, Dialect, Scope, Token, Tokens, new_token
+from eventstore.tokens import PLAN, SCOPES, Dialect, Plan, Scope, Token, Tokens, new_token
 
 MAX_OF_ONE = 1_000
 """Tokens of one owner, and tools that are off: every process keeps them all in memory."""
@@ -30,14 +30,36 @@ SHOWN_ONCE = {"Cache-Control": "no-store"}
 PRIVATE = {"Cache-Control": "private, no-cache"}
 
 
+Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class OwnLimits(
+    Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename=lambda name: name.replace("_", ".")
+):
+    """Limits of the token's own, instead of the deployment's, by their names."""
+
+    native: Limit | UnsetType = UNSET
+    niyra_ask: Limit | UnsetType = UNSET
+    niyra_execute: Limit | UnsetType = UNSET
+    niyra_poll: Limit | UnsetType = UNSET
+    shannon_minute: Limit | UnsetType = UNSET
+    shannon_hour: Limit | UnsetType = UNSET
+    shannon_day: Limit | UnsetType = UNSET
+    nanonets: Limit | UnsetType = UNSET
+
+
 class NewToken(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to make. Without `owner` one's own; without `expires_in_s` for ever."""
+    """What to make. Without `owner` one's own; without `expires_in_s` for ever. What follows `note` is the plan, how
+    much it may ask: only `admin:all` makes another than the usual."""
 
     scopes: Annotated[list[Scope], Meta(min_length=1, max_length=len(SCOPES))]
     owner: Annotated[str, Meta(min_length=1, max_length=MAX_OWNER)] | None = None
     expires_in_s: Annotated[int, Meta(ge=1, le=LONGEST_S)] | None = None
     dialect: Dialect | None = None
     note: Annotated[str, Meta(max_length=200)] = ""
+    multiplier: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    unlimited: bool = False
+    limits: OwnLimits = msgspec.field(default_factory=OwnLimits)
 
 
 class TokenBody(Struct, kw_only=True):
@@ -50,6 +72,9 @@ class TokenBody(Struct, kw_only=True):
     expires_at: datetime | None
     dialect: Dialect | None
     note: str
+    multiplier: int
+    unlimited: bool
+    limits: dict[str, int]
     token: str | UnsetType = UNSET
 
 
@@ -99,8 +124,12 @@ async def create_token(
     request.user.need("admin")
     data = await strictly(request, data)
     owner = _ruled(request.user, data.owner) or request.user.owner
+    limits = msgspec.convert(msgspec.to_builtins(data.limits), dict[str, int])
+    plan = Plan(multiplier=data.multiplier, unlimited=data.unlimited, limits=limits)
     for scope in data.scopes:
         request.user.need(scope)
+    if plan != PLAN:
+        request.user.need("admin:all")
     if len(await tokens.all(owner)) >= MAX_OF_ONE:
         raise TooMany(f"{owner} has {MAX_OF_ONE} tokens: revoke what is not used")
     secret = new_token()
@@ -111,6 +140,7 @@ async def create_token(
         expires_at=None if data.expires_in_s is None else datetime.now(UTC) + timedelta(seconds=data.expires_in_s),
         dialect=data.dialect,
         note=data.note,
+        plan=plan,
     )
     body = _body(made)
     body.token = secret
@@ -188,4 +218,5 @@ def _ruled(principal: Principal, named: str | None) -> Owner | None:
 
 
 def _body(token: Token) -> TokenBody:
-    return msgspec.convert(token, TokenBody, from_attributes=True)
+    known = msgspec.structs.asdict(token) | msgspec.structs.asdict(token.plan)
+    return msgspec.convert(known, TokenBody)

@@ -32,13 +32,14 @@ from app.dialects.native import (
     render,
     to_command,
 )
-from app.dialects.native_audit import AFTER, get_log, get_record_blob
+from app.dialects.native_audit import AFTER, attached_file, get_log, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
+from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
-from app.feed import Streams, TaskStream
+from app.feed import OurWords, Streams, TaskStream
 from app.following import PAGE_BYTES
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, Refused
@@ -102,8 +103,8 @@ async def create_task(
 async def get_task(
     request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks], at: Annotated[str | None, AT] = None
 ) -> Response[bytes]:
-    """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change.
-    With `at`, as it was then: that does not wait."""
+    """One task. `If-None-Match` with its ETag gives 304; `Prefer: wait=N` waits up to N seconds for the next change;
+    else `Retry-After` is how long a kind poller waits. With `at`, as it was then: that does not wait."""
     request.user.need("tasks:read")
     if at is not None:
         return await past_task(request, tasks, task_id_asked(task_id), at)
@@ -123,7 +124,7 @@ async def get_task(
     if age_s is not None:
         headers["Age"] = str(age_s)
     if task.version in known:
-        return Response(b"", status_code=304, headers=headers | {"ETag": f'"{task.version}"'}, media_type=None)
+        return Response(b"", status_code=304, headers=_with_marks(task, headers), media_type=None)
     return await _answer(tasks, task, headers, attached=attached)
 
 
@@ -154,7 +155,7 @@ async def get_events(
     cursor = BEGINNING if resumed is None else cursor_of(resumed)
     if _at_the_end(attached.task, cursor):
         return Response(b"", status_code=204, media_type=None)  # pyright: ignore[reportReturnType]  # litestar takes both
-    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, cursor)
+    return TaskStream(tasks, streams, revocations, request.user, attached.task_id, OurWords(cursor))
 
 
 @get(
@@ -165,9 +166,14 @@ async def get_events(
 async def get_blob(
     request: Asked, task_id: TaskPath, sha256: FromPath[str], tasks: NamedDependency[Tasks]
 ) -> Response[bytes]:
-    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names."""
+    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names; or a file that
+    came with the task, by its own."""
     request.user.need("tasks:read")
     attached, _ = await find(tasks, request.user, task_id)
+    for file in attached.task.files:
+        content = await tasks.log.blobs.get(file.blob) if file.sha256 == sha256 else None
+        if content is not None:
+            return attached_file(content)
     after = 0
     while records := await tasks.log.read(attached.owner, attached.task_id, after=after, max_bytes=PAGE_BYTES):
         after = records[-1].sequence
@@ -257,8 +263,13 @@ async def _answer(
     tasks: Tasks, task: Task, headers: dict[str, str], *, status_code: int = 200, attached: Attached | None = None
 ) -> Response[bytes]:
     body = await rendered(tasks, attached, task, "native", render)
-    headers = headers | {"ETag": f'"{task.version}"'}
-    return Response(body, status_code=status_code, headers=headers, media_type="application/json")
+    return Response(body, status_code=status_code, headers=_with_marks(task, headers), media_type="application/json")
+
+
+def _with_marks(task: Task, headers: dict[str, str]) -> dict[str, str]:
+    # Who waits here need not wait elsewhere, too.
+    pace = {} if "Preference-Applied" in headers else retry_after(task)
+    return headers | pace | {"ETag": f'"{task.version}"'}
 
 
 async def _command(request: Asked, tasks: Tasks, text: str, command: Command) -> Response[bytes]:

@@ -25,6 +25,7 @@ from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
 from app.dialects.polling import find, rendered
+from app.limits import Budget, Limits
 from app.problems import BadRequest
 from app.settings import HttpSettings
 
@@ -44,13 +45,15 @@ class WantedTask(Struct, kw_only=True):
 
 
 class Tool(Struct, frozen=True, kw_only=True):
-    """One tool: what it takes and gives, and the call that it is. `call` raises what `refusal_of` has words for."""
+    """One tool: what it takes and gives, what it draws on, and the call that it is. `call` raises what `refusal_of` has
+    words for."""
 
     name: str
     title: str
     description: str
     takes: type[Struct]
     gives: type[Struct]
+    budget: Budget
     call: Callable[[Caller, dict[str, object]], Awaitable[bytes]]
     reads_only: bool = True
 
@@ -58,8 +61,9 @@ class Tool(Struct, frozen=True, kw_only=True):
 class Mcp:
     """The endpoint. It keeps nothing between two requests, so any process answers any of them."""
 
-    def __init__(self, calls: Calls, http: HttpSettings) -> None:
+    def __init__(self, calls: Calls, limits: Limits, http: HttpSettings) -> None:
         self._calls = calls
+        self._limits = limits
         self._http = http
         self._tools = {tool.name: tool for tool in self._made()}
         self._listed = mcp.ListToolsResult(tools=[_shown(tool) for tool in self._tools.values()])
@@ -118,7 +122,10 @@ class Mcp:
         try:
             if tool is None:
                 raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
-            return _told(await tool.call(_caller(context), dict(params.arguments or {})))
+            assert context.request is not None, "it came over HTTP"
+            caller = _caller(context.request)
+            await self._limits.draw(caller.principal, tool.budget)
+            return _told(await tool.call(caller, dict(params.arguments or {})))
         except Exception as error:
             status, refusal, _ = refusal_of(error)
             if status == 500:
@@ -137,6 +144,7 @@ class Mcp:
                 ),
                 takes=NewExecution,
                 gives=Executed,
+                budget="niyra.execute",
                 call=self._execute,
                 reads_only=False,
             ),
@@ -146,6 +154,7 @@ class Mcp:
                 description="Have a question answered; nothing is changed. It waits for it up to half a minute.",
                 takes=NewQuestion,
                 gives=Answered,
+                budget="niyra.ask",
                 call=self._ask,
             ),
             Tool(
@@ -154,6 +163,7 @@ class Mcp:
                 description="How a task is getting on; its result, once terminal is true. Poll every few seconds.",
                 takes=WantedTask,
                 gives=Polled,
+                budget="niyra.poll",
                 call=self._get_task,
             ),
         ]
@@ -179,12 +189,10 @@ def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
         raise BadRequest(str(error)) from error
 
 
-def _caller(context: Context) -> Caller:
-    assert context.request is not None, "it came over HTTP"
-    scope = context.request.scope
-    principal = scope["user"]
+def _caller(request: Request) -> Caller:
+    principal = request.scope["user"]
     assert isinstance(principal, Principal), "it was authenticated before"
-    cause = caused(principal, scope["state"]["request_id"], context.request.headers.get("traceparent"))
+    cause = caused(principal, request.scope["state"]["request_id"], request.headers.get("traceparent"))
     return Caller(principal=principal, cause=cause)
 
 

@@ -21,8 +21,10 @@ from app.dialects.niyra import (
     render_polled,
 )
 from app.dialects.niyra_calls import Caller, Calls, Told
+from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered
 from app.tasks import Tasks
+from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
@@ -78,11 +80,9 @@ async def poll_task(request: Asked, task_id: FromPath[str], tasks: NamedDependen
     request.user.need("niyra:tasks:read")
     attached, age_s = await find(tasks, request.user, task_id)
     task = attached.task
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'}
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'} | _pace(task)
     if age_s is not None:
         headers["Age"] = str(age_s)
-    if not task.ended:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=headers, media_type=None)
     body = await rendered(tasks, attached, task, "niyra", render_polled)
@@ -119,6 +119,8 @@ def _caller(request: Asked) -> Caller:
 
 def _answer(told: Told) -> Response[bytes]:
     headers = {"Idempotency-Replayed": "true"} if told.replayed else {}
-    if not told.task.ended:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
-    return Response(told.body, headers=headers, media_type="application/json")
+    return Response(told.body, headers=headers | _pace(told.task), media_type="application/json")
+
+
+def _pace(task: Task) -> dict[str, str]:
+    return retry_after(task, least_s=RETRY_AFTER_S)

@@ -8,6 +8,7 @@ from typing import Literal, assert_never
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from app.dialects.shannon_events import approval_id
 from app.problems import NotFound, problem_of
 from eventstore.events import Json, TaskId
 from projections.task import Status, Task, metadata_of
@@ -182,6 +183,7 @@ def render(task: Task, large: Mapping[str, object]) -> bytes:
             model_used=(usage and usage.model) or UNSET,
             provider=(usage and usage.provider) or UNSET,
             usage=_usage(task) or UNSET,
+            metadata=_waited_for(task) or UNSET,
         )
     )
 
@@ -203,6 +205,16 @@ def identified(task: Task) -> dict[str, str]:
     if task.session_id is not None and IN_A_HEADER.fullmatch(task.session_id):
         headers["X-Session-ID"] = task.session_id
     return headers
+
+
+def _waited_for(task: Task) -> dict[str, Json]:
+    """What somebody has to say before it goes on: Shannon has no status for that, and no list of approvals."""
+    waited: dict[str, Json] = {}
+    if task.question is not None:
+        waited["pending_question"] = task.question
+    if task.review is not None and task.asked_step is not None:
+        waited["pending_approval"] = {"approval_id": approval_id(task.asked_step), "subject": task.review}
+    return waited
 
 
 def _usage(task: Task) -> TokenUsage | None:

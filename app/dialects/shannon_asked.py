@@ -4,6 +4,7 @@ import re
 
 import msgspec
 from litestar import Response
+from litestar.datastructures import MultiDict
 from msgspec import Struct
 
 from app.dialects.asked import Asked, idempotency_key
@@ -21,6 +22,11 @@ def checked_id(text: str, what: str = "task ID") -> str:
     if not ID.fullmatch(text):
         raise BadRequest(f"Invalid {what} format")
     return text
+
+
+def query_token(query: MultiDict[str]) -> str | None:
+    """The token in the query, by either name: for streams only."""
+    return query.get("api_key") or query.get("token")
 
 
 def number_of(request: Asked, name: str, default: int, *, low: int, high: int | None = None) -> int:

@@ -21,6 +21,7 @@ from eventstore.events import (
     PauseRequested,
     PlannedStep,
     PlanProposed,
+    Record,
     ReviewDecided,
     ReviewRequested,
     RunFailed,
@@ -52,6 +53,11 @@ Said = tuple[RawType, str, dict[str, Json]]
 def events_of(recorded: Recorded, task: Task) -> list[Event]:
     """The events of one fact, in order. `task` is its task, then or later: what is read of it does not change, or not
     after its end. Where large fields went to a blob, the payload's `blob` names it."""
+    return events_by(recorded, task.agent, task.usage)
+
+
+def events_by(recorded: Recorded, agent: str, usage: Usage | None) -> list[Event]:
+    """The same, by what is read of the task: its agent, and, at the end only, what it used."""
     record = recorded.record
     blob: dict[str, Json] = {}
     if record.blob is not None:
@@ -61,14 +67,14 @@ def events_of(recorded: Recorded, task: Task) -> list[Event]:
         Event(
             workflow_id=recorded.task_id,
             type=kind,
-            agent_id=task.agent,
+            agent_id=agent,
             message=message,
             payload=payload if kind == "STREAM_END" else payload | blob,
             timestamp=record.at,
             seq=record.version + index,
             stream_id=event_id(recorded, index),
         )
-        for index, (kind, message, payload) in enumerate(_said(recorded, task))
+        for index, (kind, message, payload) in enumerate(_said(recorded, usage))
     ]
 
 
@@ -88,7 +94,7 @@ def plan_text(plan: Sequence[PlannedStep]) -> str:
     return "\n".join(f"{n}. {step.tool}" + f": {step.why}" * bool(step.why) for n, step in enumerate(plan, 1))
 
 
-def _said(recorded: Recorded, task: Task) -> list[Said]:
+def _said(recorded: Recorded, usage: Usage | None) -> list[Said]:
     """Exactly one, but for an ending: `seq` counts on it."""
     fact, version = recorded.record.fact, recorded.record.version
     match fact:
@@ -135,19 +141,20 @@ def _said(recorded: Recorded, task: Task) -> list[Said]:
                 return [("PROGRESS", f"Run {run} was given back", {"run": run})]
             return [("ERROR_RECOVERY", error.message or error.code, {"run": run, "code": error.code})]
         case TaskCompleted() | TaskFailed() | TaskCancelled() | TaskTimedOut():
-            return [*_ended(fact, task, version), ("STREAM_END", "Done", {})]
+            return [*_ended(fact, recorded.record, usage), ("STREAM_END", "Done", {})]
         case UnknownFact(tag=tag):
             return [("STATUS_UPDATE", tag, {})]
         case _:
             assert_never(fact)
 
 
-def _ended(fact: Ending, task: Task, version: int) -> list[Said]:
+def _ended(fact: Ending, record: Record, usage: Usage | None) -> list[Said]:
     match fact:
         case TaskCompleted(result=result):
             done: list[Said] = [("AGENT_COMPLETED", "Agent finished", {}), ("WORKFLOW_COMPLETED", "All done", {})]
-            large = "result" in task.blobs
-            return [("LLM_OUTPUT", result or "", _cost(task.usage)), *done] if result is not None or large else done
+            if result is None and record.blob is None:
+                return done
+            return [("LLM_OUTPUT", result or "", _cost(usage)), *done]
         case TaskFailed(code=code, message=message):
             failed: dict[str, Json] = {"code": code}
             text = message or code
@@ -155,7 +162,7 @@ def _ended(fact: Ending, task: Task, version: int) -> list[Said]:
             failed = {"code": "timeout", "deadline": deadline.isoformat()}
             text = "Not done by its deadline"
         case TaskCancelled(reason=reason, was_paused=was_paused):
-            ended: dict[str, Json] = {"checkpoint": f"version-{version}", "was_paused": was_paused}
+            ended: dict[str, Json] = {"checkpoint": f"version-{record.version}", "was_paused": was_paused}
             return [
                 ("WORKFLOW_CANCELLING", reason or "Cancelling workflow", {}),
                 ("WORKFLOW_CANCELLED", reason or "Workflow cancelled", ended),

@@ -1,5 +1,7 @@
 """Shannon's routes, under `/shannon`: submit and get, and the roof over those of its other rooms."""
 
+from contextlib import ExitStack
+
 import msgspec
 import structlog
 from litestar import Request, Response, Router, get, post
@@ -11,8 +13,17 @@ from litestar.types import ControllerRouterHandler
 from app.agents.catalogue import Catalogue
 from app.conversation import earlier_tasks
 from app.decide import Rejected
-from app.dialects import shannon_about, shannon_controls, shannon_review
+from app.dialects import (
+    shannon_about,
+    shannon_controls,
+    shannon_review,
+    shannon_session_routes,
+    shannon_stream_routes,
+    shannon_ws,
+)
 from app.dialects.asked import Asked, cause_of, known_versions
+from app.dialects.budgets import shannon_refusal
+from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered
 from app.dialects.shannon import (
     RETRY_AFTER_S,
@@ -26,34 +37,57 @@ from app.dialects.shannon import (
     stream_url,
 )
 from app.dialects.shannon_asked import LIMITED, checked_id, keyed, replayed
+from app.dialects.shannon_attachments import check_size, max_bytes, taken
 from app.dialects.shannon_lists import list_tasks
 from app.dialects.shannon_submission import Submission, read_submission, to_command
 from app.dialects.shannon_tracing import PREFIX, is_shannons
+from app.limits import RateLimited
 from app.problems import Refused
+from app.settings import HttpSettings
 from app.tasks import Tasks
+from app.uploads import bounded
 from app.views import Lists
+from eventstore.log import TooLarge
 from projections.task import Task
 
 log = structlog.stdlib.get_logger()
 
+STREAMS = f"{PREFIX}/api/v1/stream/"
+"""Where a token may come in the query."""
+
 TaskPath = FromPath[str]
 
 
-@post("/api/v1/tasks", status_code=200, opt=LIMITED | {"asks": Submission, "tells": Submitted})
+@post(
+    "/api/v1/tasks", status_code=200, opt=LIMITED | {"asks": Submission, "tells": Submitted}, request_max_body_size=None
+)
 async def submit(
-    request: Asked, tasks: NamedDependency[Tasks], lists: NamedDependency[Lists], catalogue: NamedDependency[Catalogue]
+    request: Asked,
+    tasks: NamedDependency[Tasks],
+    lists: NamedDependency[Lists],
+    catalogue: NamedDependency[Catalogue],
+    http: NamedDependency[HttpSettings],
 ) -> Response[bytes]:
     """Begin a task."""
-    task, headers = await _begin(request, tasks, lists, catalogue)
+    task, headers = await _begin(request, tasks, lists, catalogue, http)
     return Response(render_submitted(task), headers=headers, media_type="application/json")
 
 
-@post("/api/v1/tasks/stream", status_code=201, opt=LIMITED | {"asks": Submission, "tells": Streamable})
+@post(
+    "/api/v1/tasks/stream",
+    status_code=201,
+    opt=LIMITED | {"asks": Submission, "tells": Streamable},
+    request_max_body_size=None,
+)
 async def submit_and_stream(
-    request: Asked, tasks: NamedDependency[Tasks], lists: NamedDependency[Lists], catalogue: NamedDependency[Catalogue]
+    request: Asked,
+    tasks: NamedDependency[Tasks],
+    lists: NamedDependency[Lists],
+    catalogue: NamedDependency[Catalogue],
+    http: NamedDependency[HttpSettings],
 ) -> Response[bytes]:
     """Begin a task, and say where it can be followed."""
-    task, headers = await _begin(request, tasks, lists, catalogue)
+    task, headers = await _begin(request, tasks, lists, catalogue, http)
     url = stream_url(task.task_id)
     body = msgspec.json.encode(Streamable(workflow_id=task.task_id, task_id=task.task_id, stream_url=url))
     headers["Link"] = f"<{url}>; rel=stream"
@@ -67,10 +101,9 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     attached, age_s = await find(tasks, request.user, checked_id(task_id))
     task = attached.task
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"', "X-Workflow-ID": str(task.task_id)}
+    headers |= retry_after(task, least_s=RETRY_AFTER_S)
     if age_s is not None:
         headers["Age"] = str(age_s)
-    if not task.ended:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=headers, media_type=None)
     body = await rendered(tasks, attached, task, "shannon", render)
@@ -88,6 +121,9 @@ HANDLERS: list[ControllerRouterHandler] = [
     *shannon_controls.HANDLERS,
     *shannon_review.HANDLERS,
     *(shannon_about.health, shannon_about.readiness, openapi),
+    *shannon_stream_routes.HANDLERS,
+    *shannon_session_routes.HANDLERS,
+    *shannon_ws.HANDLERS,
 ]
 """All of Shannon's routes. Its other rooms' handlers are added here."""
 
@@ -107,20 +143,29 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     status_code, refusal, headers = refusal_of(error)
     if status_code == 500:
         log.error("http.fault", path=request.scope["path"], exc_info=error)
-    body = msgspec.json.encode(refusal) + b"\n"
+    body = shannon_refusal(error) if isinstance(error, RateLimited) else msgspec.json.encode(refusal) + b"\n"
     return Response(body, status_code=status_code, headers=headers, media_type="application/json")
 
 
-async def _begin(request: Asked, tasks: Tasks, lists: Lists, catalogue: Catalogue) -> tuple[Task, dict[str, str]]:
+async def _begin(
+    request: Asked, tasks: Tasks, lists: Lists, catalogue: Catalogue, http: HttpSettings
+) -> tuple[Task, dict[str, str]]:
     """The new task, or the one that this idempotency key stands for. Raises BadRequest, NotAllowed, Refused ..."""
     request.user.need("tasks:write")
-    content = await request.body()
+    owner = request.user.owner
+    content = await bounded(request.stream(), max_bytes(http))
+    check_size(content, http)
     body = read_submission(content)
-    command = to_command(body, content, catalogue)
-    if body.session_id:
-        earlier = await earlier_tasks(tasks, lists, request.user.owner, body.session_id)
-        command = msgspec.structs.replace(command, earlier=earlier)
-    done = await tasks.create(request.user.owner, command, cause_of(request), key=keyed(request, content))
+    with ExitStack() as opened:
+        body.context, uploads, attached = await taken(body.context or {}, opened, http)
+        if len(content) - attached > http.max_body_bytes:
+            raise TooLarge(f"a request has at most {http.max_body_bytes} bytes, its files aside")
+        command = to_command(body, content, catalogue)
+        if body.session_id:
+            earlier = await earlier_tasks(tasks, lists, owner, body.session_id)
+            command = msgspec.structs.replace(command, earlier=earlier)
+        key = keyed(request, content)
+        done = await tasks.create(owner, command, cause_of(request), key=key, uploads=uploads)
     if isinstance(done, Rejected):
         raise Refused(done)
     return done.task, identified(done.task) | replayed(request, done.recorded is None)

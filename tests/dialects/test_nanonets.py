@@ -144,7 +144,7 @@ async def test_a_poll_that_knows_the_version_costs_no_body_and_says_when_to_come
     task_id = await nanonets.run({"sleep": LONG_S})
     await nanonets.reach(task_id, "running")
     first = await nanonets.get(task_id)
-    assert first.headers["Retry-After"] == "2"
+    assert int(first.headers["Retry-After"]) >= 2
     known = {"If-None-Match": first.headers["ETag"]}
     assert (await nanonets.api.client.get(f"{TASKS}/{task_id}", headers=known)).status_code == 304
     await nanonets.api.client.post(f"{TASKS}/{task_id}/cancel")

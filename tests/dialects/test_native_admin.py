@@ -4,11 +4,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import msgspec
 
 from app.dialects.native_admin import MAX_OF_ONE
 from eventstore.events import Json, Owner
 from eventstore.log import owner_named, owner_word
-from eventstore.tokens import SCOPES, Scope
+from eventstore.tokens import LIMIT_NAMES, SCOPES, Plan, Scope
 from tests.api import Api
 
 TOKENS, TOOLS = "/admin/tokens", "/admin/tools"
@@ -36,7 +37,19 @@ async def test_a_token_is_made_shown_once_listed_and_revoked(api: Api):
     assert (answer.status_code, answer.headers["Cache-Control"]) == (201, "no-store")
     made = answer.json()
     secret = made.pop("token")
-    assert made.keys() == {"id", "owner", "scopes", "created_at", "expires_at", "dialect", "note"}
+    known = {
+        "id",
+        "owner",
+        "scopes",
+        "created_at",
+        "expires_at",
+        "dialect",
+        "note",
+        "multiplier",
+        "unlimited",
+        "limits",
+    }
+    assert made.keys() == known
     assert (made["owner"], made["scopes"], made["dialect"]) == ("dev", ["tasks:read", "tasks:write"], "shannon")
     lasts = datetime.fromisoformat(made["expires_at"]) - before
     assert timedelta(seconds=3600) <= lasts < timedelta(seconds=3700)
@@ -85,6 +98,21 @@ async def test_nobody_grants_what_they_do_not_have(api: Api):
     assert (await api.client.post(TOKENS, json={"scopes": [*own, "admin:all"]}, headers=ops)).status_code == 201
     is_problem(await api.client.post(TOKENS, json={"scopes": ["audit:all"]}, headers=ops), 403, "not_allowed")
     assert len((await api.client.get(TOKENS, headers=ann)).json()["data"]) == 2
+
+
+async def test_only_who_rules_all_makes_plans(api: Api):
+    ops, ann = await bearer(api, "ops", "admin:all"), await bearer(api, "ann", "admin")
+    limits: dict[str, Json] = dict.fromkeys(LIMIT_NAMES, 7)
+    plans: list[dict[str, Json]] = [{"multiplier": 5}, {"unlimited": True}, {"limits": limits}]
+    for plan in plans:
+        is_problem(await api.client.post(TOKENS, json=READS | plan, headers=ann), 403, "not_allowed")
+        made = (await api.client.post(TOKENS, json=READS | plan | {"owner": "ann"}, headers=ops)).json()
+        assert {name: made[name] for name in plan} == plan
+        found = await api.rooms.tokens.find(made["token"])
+        assert found is not None
+        assert found.plan == msgspec.convert(plan, Plan)
+    usual: dict[str, Json] = {"multiplier": 1, "unlimited": False, "limits": {}}
+    assert (await api.client.post(TOKENS, json=READS | usual, headers=ann)).status_code == 201
 
 
 async def test_who_rules_all_rules_each_owner(api: Api):
@@ -145,6 +173,10 @@ MISTAKES: list[tuple[str, Json]] = [
     (TOKENS, READS | {"owner": "é" * 100}),
     (TOKENS, READS | {"note": "x" * 201}),
     (TOKENS, READS | {"unlimited_power": True}),
+    (TOKENS, READS | {"multiplier": 0}),
+    (TOKENS, READS | {"unlimited": 1}),
+    (TOKENS, READS | {"limits": {"niyra_ask": 5}}),
+    (TOKENS, READS | {"limits": {"native": None}}),
     (TOKENS, []),
     (TOOLS, {"tool": "x"}),
     (TOOLS, {"tool": "", "disabled": True}),
@@ -178,9 +210,14 @@ async def test_a_tool_is_switched_off_and_on(api: Api):
 
 async def test_one_owner_fills_nobodys_memory(api: Api):
     dev, rooms = Owner("dev"), api.rooms
-    many = range(MAX_OF_ONE - 1)
-    await asyncio.gather(*[rooms.tokens.add(f"tt_{n}", dev, ("tasks:read",)) for n in many])
-    await asyncio.gather(*[rooms.switches.disable(dev, f"tool-{n}") for n in many])
+    some_at_once = asyncio.Semaphore(20)
+
+    async def fill(n: int) -> None:
+        async with some_at_once:
+            await rooms.tokens.add(f"tt_{n}", dev, ("tasks:read",))
+            await rooms.switches.disable(dev, f"tool-{n}")
+
+    await asyncio.gather(*map(fill, range(MAX_OF_ONE - 1)))
     is_problem(await api.client.post(TOKENS, json=READS), 409, "too_many")
     assert (await api.client.post(TOKENS, json=READS | {"owner": "ann"})).status_code == 201
     for name, status in (("a", 200), ("b", 409), ("a", 200)):

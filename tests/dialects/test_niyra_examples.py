@@ -1,10 +1,7 @@
 """The examples of Niyra's own pages, run as they stand but for address, key and task id."""
 
 import asyncio
-import os
-import shutil
 import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import msgspec
@@ -13,21 +10,10 @@ import pytest
 from eventstore.connection import NatsAddress
 from eventstore.events import Json
 from tests.dialects.niyra import Niyra, scenario, speaking
-from tests.walk.serving import WITHIN_S
+from tests.dialects.programs import output_of, tool
 
 EXAMPLES = Path(__file__).parent / "examples" / "niyra"
 ADDRESS, KEY = "https://api.niyra.ai", "pat_…"
-
-
-def tool(name: str) -> str:
-    """Where it is. CI has them all; elsewhere a missing one is told."""
-    found = shutil.which(name)
-    if found is None:
-        missing = f"the vendor's example needs {name}, and there is none here"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
 
 
 def example(name: str, niyra: Niyra) -> str:
@@ -35,19 +21,6 @@ def example(name: str, niyra: Niyra) -> str:
     text = (EXAMPLES / name).read_text()
     assert ADDRESS in text
     return text.replace(ADDRESS, niyra.api.url).replace(KEY, niyra.api.token)
-
-
-async def output_of(*command: str) -> str:
-    """What a program that does well writes."""
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
 
 
 @pytest.mark.parametrize("window_s", [60.0, 0.2], ids=["in_the_window", "past_the_window"])

@@ -17,8 +17,9 @@ from mcp.types import CallToolResult
 from app.dialects.niyra import Planned
 from eventstore.connection import NatsAddress
 from eventstore.events import Json
-from eventstore.tokens import Scope
-from tests.dialects.niyra import Niyra, scenario, speaking
+from eventstore.tokens import Plan, Scope
+from tests.api import DEV
+from tests.dialects.niyra import TASKS, Niyra, scenario, speaking
 from tests.worker.house import SOON_S
 
 TOOLS = {"niyra_execute", "niyra_ask", "niyra_get_task"}
@@ -129,6 +130,16 @@ async def test_without_a_token_nobody_is_told_anything(niyra: Niyra):
         async with httpx.AsyncClient(base_url=niyra.api.url, headers=BY_HAND | headers) as http:
             answer = await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
             assert (answer.status_code, answer.json()["error"]) == (401, "invalid_token")
+
+
+async def test_a_call_draws_on_the_budget_of_its_tool_and_a_refused_one_says_when_there_is_room_again(niyra: Niyra):
+    await niyra.api.rooms.tokens.add("tt_poor", DEV, ("tasks:read",), plan=Plan(limits={"niyra.poll": 2}))
+    wanted = {"task_id": f"task_{uuid4()}"}
+    async with client(niyra, token="tt_poor") as mcp:
+        codes = [said(await mcp.call_tool("niyra_get_task", wanted))["error"] for _ in range(3)]
+    assert codes == ["not_found", "not_found", "rate_limit_exceeded"]
+    over_http = await niyra.api.client.get(f"{TASKS}/{wanted['task_id']}", headers={"Authorization": "Bearer tt_poor"})
+    assert (over_http.status_code, over_http.headers["X-RateLimit-Remaining"]) == (429, "0")
 
 
 @pytest.mark.parametrize("era", ["legacy", "2026-07-28"])

@@ -68,8 +68,11 @@ async def test_every_status_has_its_word(shannon: Shannon):
     asking = await shannon.begun({"ask": "Which?"}, {"complete": "{answer}"})
     reviewed = await shannon.begun({"review": "Send it?"}, {"complete": "sent"})
     paused = await shannon.begun({"ask": "Which?"})
-    assert (await shannon.until(asking, "waiting_for_input"))["status"] == "TASK_STATUS_RUNNING"
-    assert (await shannon.until(reviewed, "awaiting_review"))["status"] == "TASK_STATUS_RUNNING"
+    body = await shannon.until(asking, "waiting_for_input")
+    assert (body["status"], body["metadata"]) == ("TASK_STATUS_RUNNING", {"pending_question": "Which?"})
+    body = await shannon.until(reviewed, "awaiting_review")
+    pending = {"pending_approval": {"approval_id": "approval-0", "subject": "Send it?"}}
+    assert (body["status"], body["metadata"]) == ("TASK_STATUS_RUNNING", pending)
     await shannon.until(paused, "waiting_for_input")
     assert (await shannon.post(paused, "pause")).status_code == 202
     assert (await shannon.get(paused))["status"] == "TASK_STATUS_PAUSED"

@@ -1,6 +1,8 @@
 """What may be asked of Shannon's API, and how it refuses the rest: validation, tokens, keys, traces, strangers."""
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import AsyncGenerator
 from uuid import uuid4
 
@@ -9,7 +11,7 @@ import pytest
 
 from app.commands import CompleteTask
 from app.dialects.shannon import refusal_of
-from app.settings import HttpSettings
+from app.settings import HttpSettings, LimitSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner, TaskId
 from eventstore.log import LogFull, LogUnavailable, OutcomeUnknown
@@ -107,6 +109,54 @@ async def test_what_may_be_submitted_is_taken_and_kept(api: Api):
     large = await api.client.post(TASKS, json={"query": "é" * 100_000, "context": {"a": "b" * 100_000}})
     body = (await api.client.get(f"{TASKS}/{large.json()['task_id']}")).json()
     assert (len(body["query"]), len(body["context"]["a"])) == (100_000, 100_000)
+
+
+ATTACHED: list[tuple[Json, str]] = [
+    ("x", "Invalid attachments: "),
+    ([{"data": "eA=="}], "Invalid attachments[0]: media_type is required"),
+    ([{"media_type": "text/plain"}], "Invalid attachments[0]: data or url is required"),
+    ([{"media_type": "text/plain", "data": "%"}], "Invalid attachments[0].data: "),
+    ([{"media_type": "text/plain", "url": "u", "thumbnail": "A" * 70_000}], "Invalid attachments[0]: a thumbnail has"),
+]
+
+
+async def test_attachments_are_refused_where_they_are_none(api: Api):
+    for attachments, error in ATTACHED:
+        body = {"query": "x", "context": {"attachments": attachments}}
+        assert refused(await api.client.post(TASKS, json=body), 400).startswith(error)
+    assert await api.arrivals() == []
+
+
+async def test_attachments_are_kept_as_the_tasks_files(api: Api):
+    content = bytes(range(256)) * 4_000  # more than a body without files may have
+    attached: dict[str, Json] = {"media_type": "image/png", "filename": "../a.png"}
+    data = base64.b64encode(content).decode()
+    context: dict[str, Json] = {"attachments": [{**attached, "data": f"data:image/png;base64,{data}", "more": 1}]}
+    answer = await api.client.post(TASKS, json={"context": context}, headers={"Idempotency-Key": "k"})
+    again = await api.client.post(TASKS, json={"context": context}, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, again.json()) == (200, answer.json())
+    task_id = answer.json()["task_id"]
+    body = (await api.client.get(f"{TASKS}/{task_id}")).json()
+    digest = hashlib.sha256(content).hexdigest()
+    kept = {**attached, "size_bytes": len(content), "sha256": digest}
+    assert (body["query"], body["context"]) == ("Please look at what is attached.", {"attachments": [kept]})
+    told = (await api.client.get(f"/tasks/{task_id}")).json()["files"]
+    assert [(one["name"], one["media_type"], one["size"]) for one in told] == [("a.png", "image/png", len(content))]
+    assert (await api.client.get(f"/tasks/{task_id}/blobs/{digest}")).content == content
+
+
+async def test_what_is_no_file_counts_as_any_other_body(api: Api):
+    nothing: Json = {}
+    bodies: list[Json] = [
+        {"query": "A" * 400_001},
+        {"query": "x", "context": {"a": "A" * 400_001}},
+        {"query": "x", "context": {"attachments": [{"media_type": "a/b", "url": "A" * 400_001}]}},
+        {"query": "x", "context": {"attachments": [nothing] * 200_000}},
+    ]
+    for body in bodies:
+        refused(await api.client.post(TASKS, json=body), 413, "Request body too large")
+    many = [{"media_type": "a/b", "data": "eA=="}] * 65
+    refused(await api.client.post(TASKS, json={"query": "x", "context": {"attachments": many}}), 400)
 
 
 async def test_without_lists_no_session_goes_on_and_nothing_is_done(api: Api):
@@ -262,7 +312,8 @@ async def test_a_page_of_another_origin_may_read_what_the_vendors_may(api: Api):
 async def test_a_poll_that_knows_the_version_costs_no_body(api: Api):
     task_id = (await api.client.post(TASKS, json={"query": "x"})).json()["task_id"]
     poll = await api.client.get(f"{TASKS}/{task_id}")
-    assert (poll.headers["X-Workflow-ID"], poll.headers["Retry-After"]) == (task_id, "2")
+    assert poll.headers["X-Workflow-ID"] == task_id
+    assert int(poll.headers["Retry-After"]) >= 2
     again = await api.client.get(f"{TASKS}/{task_id}", headers={"If-None-Match": poll.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
 
@@ -290,3 +341,22 @@ def test_what_can_not_be_done_now_may_be_asked_again() -> None:
     status, refusal, _ = refusal_of(OutcomeUnknown("?", task_id=TaskId("task_1")))
     assert (status, refusal.task_id) == (503, "task_1")
     assert refusal_of(RuntimeError("secret"))[1].error == "Internal server error"
+
+
+async def test_shannons_limits_are_told_and_kept(nats_address: NatsAddress):
+    http = HttpSettings(limits=LimitSettings(shannon_minute_limit=2))
+    async with running(nats_address, http=http) as api:
+        await api.rooms.tokens.add("tt_few", Owner("dev"), ("tasks:read", "tasks:write"))
+        headers = {"Authorization": "Bearer tt_few"}
+        answers = [await api.client.post(TASKS, json={"query": "x"}, headers=headers) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        left = [
+            (answer.headers["X-RateLimit-Limit-Minute"], answer.headers["X-RateLimit-Remaining-Minute"])
+            for answer in answers
+        ]
+        assert left == [("2", "1"), ("2", "0"), ("2", "0")]
+        over = answers[-1].json()
+        assert (over["error"], over["window"]) == ("Rate limit exceeded", "minute")
+        assert int(answers[-1].headers["Retry-After"]) >= 1
+        task_id = answers[0].json()["task_id"]
+        assert (await api.client.get(f"{TASKS}/{task_id}", headers=headers)).status_code == 200  # a poll is not counted

@@ -12,9 +12,19 @@ from time import monotonic
 from uuid import uuid4
 
 from eventstore.connection import Connection, NatsAddress
-from eventstore.events import Owner, PartialProduced, Record, TaskCreated, TaskFact, TaskId, UnknownFact
+from eventstore.events import (
+    Owner,
+    PartialProduced,
+    Record,
+    SessionFact,
+    SessionRecord,
+    TaskCreated,
+    TaskFact,
+    TaskId,
+    UnknownFact,
+)
 from eventstore.jetstream import STREAM, JetStreamLog
-from eventstore.log import Arrival, EventLog, Recorded, WrongExpectedSequence
+from eventstore.log import Arrival, EventLog, Recorded, SessionRecorded, WrongExpectedSequence
 from eventstore.server import EmbeddedServer
 from eventstore.stream import Stream
 from eventstore.tail import StreamTail
@@ -37,6 +47,22 @@ def record_of(fact: TaskFact | UnknownFact, after: Recorded | None = None) -> Re
         record_id=uuid4().hex,
         version=after.record.version + 1 if after else 1,
         at=AT,
+        actor="test",
+        causation_id=None,
+        correlation_id=None,
+        previous=after.sha256 if after else "",
+        fact=fact,
+    )
+
+
+def session_record_of(
+    fact: SessionFact | UnknownFact, after: SessionRecorded | None = None, *, at: datetime = AT
+) -> SessionRecord:
+    """The record that says this fact of a session, next after another."""
+    return SessionRecord(
+        record_id=uuid4().hex,
+        version=after.record.version + 1 if after else 1,
+        at=at,
         actor="test",
         causation_id=None,
         correlation_id=None,

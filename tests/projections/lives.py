@@ -6,16 +6,28 @@ from functools import reduce
 from uuid import UUID, uuid4
 
 from eventstore import codec
-from eventstore.events import Json, Owner, Record, TaskCreated, TaskFact, TaskId, UnknownFact
-from eventstore.log import EventLog, Recorded, task_of_subject, task_subject
+from eventstore.events import Json, Owner, Record, SessionFact, TaskCreated, TaskFact, TaskId, UnknownFact
+from eventstore.log import (
+    Arrival,
+    EventLog,
+    Recorded,
+    session_of_subject,
+    session_word,
+    task_of_subject,
+    task_subject,
+)
 from eventstore.memory import MemoryLog
 from projections.database import Database
 from projections.generations import Generation
 from projections.listing import EVERYTHING, Filter
 from projections.projector import Projector
+from projections.session import NANOS, Session, SessionView, Tally
+from projections.session import evolve as evolve_session
+from projections.session_views import SessionViews
 from projections.task import INITIAL, Task, evolve
 from projections.views import Views
 from tests.given import BEGIN
+from tests.log.logs import session_record_of
 
 ANN = Owner("ann")
 BOB = Owner("bob")
@@ -56,6 +68,13 @@ class Scribe:
             self._last[owner, task_id] = recorded
             self.written.append(recorded)
 
+    async def session(self, owner: Owner, session_id: str, *facts: SessionFact | UnknownFact) -> None:
+        """These happen to a session."""
+        for fact in facts:
+            written = await self._log.read_session(owner, session_id)
+            record = session_record_of(fact, written[-1] if written else None)
+            await self._log.append_session(owner, session_id, record, written[-1].sequence if written else 0)
+
     async def task(self, *facts: TaskFact, owner: Owner = ANN, at: datetime = BEGIN) -> TaskId:
         """A new task with this life."""
         task_id = TaskId(f"task_{uuid4()}")
@@ -74,6 +93,71 @@ def folded(records: Sequence[Recorded]) -> list[Task]:
     for one in sorted(records, key=lambda one: one.sequence):
         histories.setdefault(task_subject(one.owner, one.task_id), []).append(one)
     return [reduce(evolve, history, INITIAL) for history in reversed(histories.values())]
+
+
+def sessions_of(arrivals: Sequence[Arrival]) -> list[tuple[SessionView, list[Task]]]:
+    """What is there of sessions, counted anew from the whole log, newest first, each with its tasks in order."""
+    begun: dict[tuple[Owner, TaskId], int] = {}
+    own: dict[tuple[Owner, str], Session] = {}
+    records = [codec.recorded(one) for one in arrivals if task_of_subject(one.subject) is not None]
+    for one in arrivals:
+        if session_of_subject(one.subject) is not None:
+            said = codec.session_recorded(one)
+            own[said.owner, said.word] = evolve_session(own.get((said.owner, said.word), Session()), said)
+    for one in records:
+        begun.setdefault((one.owner, one.task_id), one.sequence)
+    members: dict[tuple[Owner, str], list[Task]] = {}
+    for task in reversed(folded(records)):
+        if task.session_id is not None:
+            members.setdefault((task.owner, task.session_id), []).append(task)
+    found: list[tuple[SessionView, list[Task]]] = []
+    for (owner, session_id), tasks in members.items():
+        session = own.get((owner, session_word(session_id)), Session())
+        kept = [task for task in tasks if begun[owner, task.task_id] > session.deletion]
+        if not kept:
+            continue
+        places = [begun[owner, task.task_id] for task in kept]
+        view = SessionView(
+            owner=owner,
+            session_id=session_id,
+            session=session,
+            tally=Tally(
+                tasks=len(kept),
+                completed=[task.status for task in kept].count("completed"),
+                failed=sum(task.status in ("failed", "timed_out") for task in kept),
+                input_tokens=sum(task.usage.input_tokens for task in kept if task.usage),
+                output_tokens=sum(task.usage.output_tokens for task in kept if task.usage),
+                cost_nanos=sum(round(task.usage.cost * NANOS) for task in kept if task.usage),
+            ),
+            first=places[0],
+            latest=places[-1],
+            active_at=max(task.updated_at for task in kept if task.updated_at),
+        )
+        found.append((view, kept))
+    return sorted(found, key=lambda one: -one[0].first)
+
+
+async def sessions_in_step(database: Database, arrivals: Sequence[Arrival], *owners: Owner) -> None:
+    """Assert that the sessions' rows, listed in pages and one by one, are those of the log."""
+    views = SessionViews(database)
+    expected = sessions_of(arrivals)
+    for owner in owners or (ANN,):
+        hers = [(view, tasks) for view, tasks in expected if view.owner == owner]
+        offset = 0
+        while True:
+            page = await views.list(owner, offset=offset, limit=2)
+            assert page.total == len(hers)
+            listed = [(one.view, one.first, one.latest) for one in page.sessions]
+            assert listed == [(view, tasks[0], tasks[-1]) for view, tasks in hers[offset : offset + 2]]
+            if not listed:
+                break
+            offset += 2
+        for view, tasks in hers:
+            assert await views.get(owner, view.session_id) == view
+            for begin, limit in ((0, 1000), (1, 2), (len(tasks), 5)):
+                told = await views.tasks(owner, view.session_id, offset=begin, limit=limit)
+                assert told is not None
+                assert told.tasks == tasks[begin : begin + limit]
 
 
 async def rows(views: Views, owner: Owner, wanted: Filter = EVERYTHING, *, limit: int = 7) -> list[Task]:

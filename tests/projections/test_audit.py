@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.checkpoints import Checkpoints
 from eventstore.codec import decode_checkpoint, encode
-from eventstore.events import TaskFact
+from eventstore.events import SessionTitled, TaskFact
 from eventstore.log import CHECKPOINTS, Arrival, task_subject
 from eventstore.memory import MemoryLog
 from projections.audit import Verification
@@ -43,6 +43,8 @@ async def signed_log(moves: list[int | str]) -> list[Arrival]:
             if facts:
                 owner = (ANN, BOB)[number % 2]
                 await scribe.write(owner, numbered(number), facts.pop(0), at=BEGIN + timedelta(seconds=number))
+                if number % 3 == 0:
+                    await scribe.session(owner, f"s {number}", SessionTitled(title="Trip"))
         if signs:
             signs -= 1
             await checkpoints.write()

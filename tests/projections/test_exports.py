@@ -355,7 +355,17 @@ async def test_a_line_that_no_export_writes_is_not_imported(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "subject",
-    ["", "tasks.>", "work.simulator", "$JS.API.STREAM.DELETE.TASKS", "sessions.ann.*", "sessions.ann", "tasks.1.ann.x"],
+    [
+        "",
+        "tasks.>",
+        "work.simulator",
+        "$JS.API.STREAM.DELETE.TASKS",
+        "sessions.ann.*",
+        "sessions.*.s1",
+        "sessions.ann",
+        "sessions.ann.a=",
+        "tasks.1.ann.x",
+    ],
 )
 def test_a_subject_that_the_log_has_not_is_none(subject: str):
     assert not is_subject(subject)

@@ -11,15 +11,17 @@ from msgspec.structs import fields
 from sqlalchemy import update
 from sqlalchemy.schema import CreateTable
 
-from eventstore.codec import TAGS
-from eventstore.events import Owner, TaskFact, UnknownFact
-from eventstore.log import Arrival, LogIsAnother, OnArrival, OnReset
+from eventstore import codec
+from eventstore.codec import SESSION_TAGS, TAGS
+from eventstore.events import Owner, SessionDeleted, SessionFact, SessionTitled, TaskFact, UnknownFact
+from eventstore.log import Arrival, LogIsAnother, OnArrival, OnReset, session_of_subject
 from eventstore.memory import MemoryLog, MemoryReplay, MemoryTail
 from projections import generations
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation
 from projections.projector import Progress, Projector
-from projections.schema import FOLD_VERSION, GENERATIONS, tasks_table
+from projections.schema import FOLD_VERSION, GENERATIONS, tables, tasks_table
+from projections.session import Session, SessionView, Tally
 from projections.task import Halt, StepInHand, Task
 from projections.views import Views
 from tests.given import (
@@ -39,7 +41,7 @@ from tests.given import (
     tool_used,
 )
 from tests.log.logs import SOON_S, until
-from tests.projections.lives import ANN, BOB, Scribe, born, carry, fold_of, folded, in_step, numbered
+from tests.projections.lives import ANN, BOB, Scribe, born, carry, fold_of, folded, in_step, numbered, sessions_in_step
 
 FACTS: list[TaskFact | UnknownFact] = [
     queued(),
@@ -58,11 +60,23 @@ FACTS: list[TaskFact | UnknownFact] = [
     cancelled(),
     UnknownFact(tag="task.from_the_future", fields={"x": 1}),
 ]
+SESSION_FACTS: list[SessionFact | UnknownFact] = [
+    SessionTitled(title="Trip"),
+    SessionTitled(title="Rome\0"),
+    SessionDeleted(),
+    SessionDeleted(session_id="s 0"),
+    UnknownFact(tag="session.shared", fields={}),
+]
 WRITE = st.tuples(st.just("write"), st.integers(0, 5), st.integers(0, len(FACTS) - 1))
 CARRY = st.tuples(st.just("carry"), st.integers(1, 9), st.integers(0, 2))
 REPLAY = st.tuples(st.just("replay"), st.integers(0, 40), st.integers(1, 40))
+SESSION = st.tuples(st.just("session"), st.integers(0, 5), st.integers(0, len(SESSION_FACTS) - 1))
 OTHER = st.tuples(st.sampled_from(["restart", "elsewhere", "other_subject"]), st.just(0), st.just(0))
-MOVES = st.lists(st.one_of(WRITE, WRITE, WRITE, CARRY, REPLAY, OTHER), max_size=60)
+MOVES = st.lists(st.one_of(WRITE, WRITE, WRITE, SESSION, CARRY, REPLAY, OTHER), max_size=60)
+
+
+JUNK = Arrival(0, "sessions.ann.s1", b"{}")
+"""No record of ours: somebody else wrote it."""
 
 
 class Play:
@@ -80,9 +94,15 @@ class Play:
         match what:
             case "write":
                 owner = (ANN, BOB)[first % 2]
-                fact = FACTS[second] if first in self._begun else born(f"Task {first}", input="\0")
-                self._begun.add(first)
-                await self._scribe.write(owner, numbered(first), fact)
+                session_id = (None, "s 0", "s 0", "s2")[first % 4]
+                new = born(f"Task {first}", input="\0", session_id=session_id)
+                # More tasks than are written to again: sessions grow, and begin anew after a deletion.
+                number = first if second % 3 else first + 6 * len(self.log.arrivals)
+                fact = FACTS[second] if number in self._begun else new
+                self._begun.add(number)
+                await self._scribe.write(owner, numbered(number), fact)
+            case "session":
+                await self._scribe.session((ANN, BOB)[first % 2], ("s 0", "s2", "s3")[first % 3], SESSION_FACTS[second])
             case "carry":
                 await self._projector.close()
                 self._projector = Projector(self.log, self._database, batch=first)
@@ -96,7 +116,7 @@ class Play:
             case "elsewhere":
                 await carry(self.log, self._database)
             case _:
-                self.log.arrivals.append(Arrival(len(self.log.arrivals) + 1, "sessions.ann.s1", b"{}"))
+                self.log.arrivals.append(Arrival(len(self.log.arrivals) + 1, JUNK.subject, JUNK.stored))
 
     async def _replay(self, back: int, length: int) -> None:
         """A deposed projector comes late with a batch that was taken in before, or with a part of it."""
@@ -104,8 +124,11 @@ class Play:
         after = max(0, checkpoint - back)
         upto = min(after + length, len(self.log.arrivals))
         batch = [one for one in self._scribe.written if after < one.sequence <= upto]
+        said = [one for one in self.log.arrivals[after:upto] if one.stored != JUNK.stored]
+        sessions = [codec.session_recorded(one) for one in said if session_of_subject(one.subject)]
         if upto > after:
-            assert await self._generation.apply(batch, after=after, upto=upto) == max(checkpoint, upto)
+            reached = await self._generation.apply(batch, sessions=sessions, after=after, upto=upto)
+            assert reached == max(checkpoint, upto)
 
     async def close(self) -> None:
         await self._projector.close()
@@ -121,6 +144,8 @@ async def play(url: str, moves: list[tuple[str, int, int]]) -> None:
             await one.move(*move)
         await carry(one.log, database)
         await in_step(database, fold_of(one.log), ANN, BOB)
+        readable = [arrival for arrival in one.log.arrivals if arrival.stored != JUNK.stored]
+        await sessions_in_step(database, readable, ANN, BOB)
         await one.close()
     finally:
         await database.close()
@@ -358,13 +383,18 @@ async def test_a_given_generation_of_another_log_is_an_error(log: MemoryLog, dat
         await carry(MemoryLog(), database, generation=generation)
 
 
+KINDS = (Task, StepInHand, Halt, Session, Tally, SessionView)
+
+
 def test_the_folds_number_is_raised_with_its_shape() -> None:
     """Where this fails: raise FOLD_VERSION, so that old views are built anew, and put the new digest here."""
     shape = [
-        *sorted(TAGS),  # rows folded by who did not know a tag yet are not what they would be now
-        *(f"{kind.__name__}.{field.name}: {field.type}" for kind in (Task, StepInHand, Halt) for field in fields(kind)),
-        str(CreateTable(tasks_table(1))),
-        *sorted(f"{index.name} {[column.name for column in index.columns]}" for index in tasks_table(1).indexes),
+        *sorted(TAGS | SESSION_TAGS),  # rows folded by who did not know a tag yet are not what they would be now
+        *(f"{kind.__name__}.{field.name}: {field.type}" for kind in KINDS for field in fields(kind)),
+        *(str(CreateTable(table)) for table in tables(1)),
+        *sorted(
+            f"{index.name} {[one.name for one in index.columns]}" for table in tables(1) for index in table.indexes
+        ),
     ]
     digest = hashlib.sha256("\n".join(shape).encode()).hexdigest()[:16]
-    assert (FOLD_VERSION, digest) == (4, "722d919661426364")
+    assert (FOLD_VERSION, digest) == (5, "f7c90cc0865e3c10")

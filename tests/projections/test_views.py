@@ -19,7 +19,10 @@ from projections.database import BadCursor, Database, ViewsUnavailable
 from projections.generations import Generation
 from projections.listing import Between, Filter, Listing, cursor_of, living
 from projections.rows import rows_of
-from projections.schema import GENERATIONS, MAX_WORD, task_of, tasks_table
+from projections.schema import GENERATIONS, MAX_WORD, sessions_table, task_of, tasks_table
+from projections.session import SessionView
+from projections.session_views import in_order
+from projections.session_views import page as session_page
 from projections.task import Status, Task
 from projections.views import Views
 from tests.given import BEGIN, LIVES, cancelled, completed, failed, started
@@ -299,6 +302,24 @@ async def test_a_page_walks_one_index_and_never_the_table(tmp_path: Path, index:
     # The bodies by their key; what is sorted is a page of keys. Nothing reads a table from end to end.
     assert any("INTEGER PRIMARY KEY (rowid=?)" in step for step in plan), plan
     assert not [step for step in plan if step.startswith("SCAN tasks")], plan
+
+
+async def test_a_page_of_sessions_and_a_sessions_tasks_walk_an_index(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
+    await carry(MemoryLog(), database)
+    view = SessionView(owner=ANN, session_id="s1")
+    plans = {
+        "sessions_1_by_created": session_page(sessions_table(1), ANN, offset=100, limit=20),
+        "tasks_1_by_session": in_order(tasks_table(1), view, offset=100, limit=20),
+    }
+    async with database.reading() as connection:
+        for index, query in plans.items():
+            words = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+            plan = [str(row[3]) for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {words}"))]
+            assert any(f"COVERING INDEX {index} " in step for step in plan), plan
+            assert not [step for step in plan if step.startswith(("SCAN tasks", "SCAN sessions"))], plan
+            assert not any("TEMP B-TREE" in step for step in plan[:4] if "sessions" in index), plan
+    await database.close()
 
 
 async def test_all_that_live_are_found_with_their_place_and_the_checkpoint(

@@ -9,11 +9,14 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from eventstore.connection import NatsAddress
+from eventstore.events import SessionDeleted, SessionTitled
+from eventstore.log import Arrival, EventLog
 from projections.database import Database, ViewsUnavailable
+from projections.sources import LogSource
 from projections.views import Views
 from tests.given import completed, partial, started, tool_used
 from tests.log.logs import jetstream
-from tests.projections.lives import ANN, BOB, Scribe, born, carry, folded, in_step
+from tests.projections.lives import ANN, BOB, Scribe, born, carry, folded, in_step, sessions_in_step
 
 TASKS = 60
 KILLS = 6
@@ -58,10 +61,20 @@ async def taken_in(views: Views, sequence: int) -> None:
 async def live(scribe: Scribe, number: int) -> None:
     """One more task, some of it written by and by."""
     owner = (ANN, BOB)[number % 2]
-    task_id = await scribe.task(born(f"Task {number}"), started(), owner=owner)
+    session_id = f"s{number % 5}"
+    task_id = await scribe.task(born(f"Task {number}", session_id=session_id), started(), owner=owner)
+    if number % 4 == 0:
+        await scribe.session(owner, session_id, SessionTitled(title=f"Title {number}"))
+    if number % 15 == 0:
+        await scribe.session(owner, session_id, SessionDeleted())
     await scribe.write(owner, task_id, *(partial("x" * n, offset=n) for n in range(5)), tool_used())
     if number % 3:
         await scribe.write(owner, task_id, completed())
+
+
+async def arrivals_in(log: EventLog) -> list[Arrival]:
+    """All that the log holds."""
+    return [one async for batch in LogSource(log).arrivals(0, await log.last_sequence()) for one in batch]
 
 
 async def test_a_projector_killed_anywhere_goes_on_where_its_rows_are(
@@ -82,6 +95,7 @@ async def test_a_projector_killed_anywhere_goes_on_where_its_rows_are(
         try:
             await carry(log, database)
             await in_step(database, folded(scribe.written), ANN, BOB)
+            await sessions_in_step(database, await arrivals_in(log), ANN, BOB)
         finally:
             await database.close()
 
@@ -97,8 +111,9 @@ async def test_two_projectors_at_once_do_no_harm(nats_address: NatsAddress, view
                 await live(scribe, number)
             database = Database.open(views_url)
             try:
-                await taken_in(Views(database), scribe.written[-1].sequence)
+                await taken_in(Views(database), await log.last_sequence())
                 await in_step(database, folded(scribe.written), ANN, BOB)
+                await sessions_in_step(database, await arrivals_in(log), ANN, BOB)
                 assert one.returncode is None
                 assert other.returncode is None
             finally:

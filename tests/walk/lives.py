@@ -22,12 +22,13 @@ from app.commands import (
     ResumeTask,
 )
 from app.decide import Rejected
-from app.feed import RESET, frame
+from app.feed import OurWords, frame
 from app.metrics import Metrics
 from app.tasks import Cause, Tasks
-from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
+from app.telling import Telling
+from eventstore.cursor import BEGINNING, cursor_of
 from eventstore.events import Owner, TaskId
-from eventstore.log import EventLog, Recorded
+from eventstore.log import EventLog
 from projections.task import Task
 from tests.lifecycle.commands import (
     complete,
@@ -133,41 +134,58 @@ class Received:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
-        self.last: Recorded | None = None
         self.ended = False
         self.cuts = 0
         self.resets = 0
 
-    def cursor(self, resumes_by: Literal["id", "sequence"]) -> Cursor:
-        if self.last is None:
-            return BEGINNING
-        return cursor_of(event_id(self.last) if resumes_by == "id" else str(self.last.sequence))
+    @property
+    def last_id(self) -> str:
+        """Of the last frame; empty: none has come."""
+        return id_of(self.frames[-1]) if self.frames else ""
 
 
-async def read_once(tasks: Tasks, task_id: TaskId, received: Received, reading: Reading) -> None:
+Words = Callable[[Tasks, TaskId, Received, Literal["id", "sequence"]], Telling]
+"""What tells a reader that comes with what it has."""
+
+
+def id_of(frame: bytes) -> str:
+    """What its `id:` says."""
+    return frame.partition(b"\n")[0].removeprefix(b"id: ").decode()
+
+
+def our_words(tasks: Tasks, task_id: TaskId, received: Received, resumes_by: Literal["id", "sequence"]) -> OurWords:
+    """Our own API's."""
+    del tasks, task_id
+    last = received.last_id if resumes_by == "id" else received.last_id.partition("-")[0]
+    return OurWords(cursor_of(last) if last else BEGINNING)
+
+
+async def read_once(
+    tasks: Tasks, task_id: TaskId, received: Received, reading: Reading, words: Words = our_words
+) -> None:
     """One connection, from where the reader is: as `TaskStream` does it."""
-    cursor, left = received.cursor(reading.resumes_by), reading.takes
+    telling, left = words(tasks, task_id, received, reading.resumes_by), reading.takes
     async with tasks.attach(ANN, task_id) as attached:
         reader = Reader(reading.room_bytes)
         attached.readers.add(reader)
         try:
             if reading.dawdles:
                 await asyncio.sleep(0.002)  # the head of the answer is on its way
-            genuine = cursor.genuine if cursor.check is not None else None
-            async with aclosing(tasks.follow(attached, reader, after=cursor.sequence, genuine=genuine)) as pages:
+            start = await telling.start(attached)
+            pages = tasks.follow(attached, reader, after=start.after, genuine=start.genuine)
+            async with aclosing(pages):
                 async for page in pages:
                     if page is None:
                         received.resets += 1
-                        received.frames = [RESET]
-                        continue
-                    for recorded in page[:left]:
-                        received.frames.append(frame(recorded))
-                        received.last = recorded
-                    left -= len(page)
+                        received.frames = []
+                    pieces = telling.pieces(page, attached.task)
+                    received.frames += pieces[:left]
+                    left -= len(pieces)
                     if left <= 0:
                         return
                     if reading.dawdles:
                         await asyncio.sleep(0.005)
+            received.frames += await telling.closing(attached)
             received.ended = True
         except Cut:
             received.cuts += 1
@@ -175,16 +193,16 @@ async def read_once(tasks: Tasks, task_id: TaskId, received: Received, reading: 
             attached.readers.discard(reader)
 
 
-async def read_whole(tasks: Tasks, task_id: TaskId, readings: list[Reading]) -> Received:
+async def read_whole(tasks: Tasks, task_id: TaskId, readings: list[Reading], words: Words = our_words) -> Received:
     """All that a reader gets by these connections and then one more, repeated as often as it is cut, to the end."""
     received = Received()
     for reading in readings:
         async with tasks.attach(ANN, task_id) as attached:
             await attached.until(lambda task, at=reading.begins_at: task.ended or task.version >= at, SOON_S)
         if not received.ended:
-            await read_once(tasks, task_id, received, reading)
+            await read_once(tasks, task_id, received, reading, words)
     while not received.ended:
-        await read_once(tasks, task_id, received, Reading(0, 1_000_000))
+        await read_once(tasks, task_id, received, Reading(0, 1_000_000), words)
     return received
 
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.commands import CancelTask, Command
-from app.feed import HEADERS, RESET, RETRY
+from app.feed import RESET, RETRY
 from app.settings import HttpSettings
+from app.telling import HEADERS
 from eventstore.connection import NatsAddress
 from eventstore.cursor import event_id
 from eventstore.events import TaskId

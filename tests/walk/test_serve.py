@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,9 @@ from app.agents.builtin import LazyResearcher
 from app.agents.researcher import Researcher
 from app.local import read_local
 from eventstore.connection import Connection, NatsAddress
+from eventstore.events import Owner
 from eventstore.tokens import Tokens
+from tests.walk.issuer import AUDIENCE, issuing
 from tests.walk.serving import WITHIN_S, attempt, family, free_port, listed, runs, serving, until_gone
 
 PARTS = {"api", "projector", "worker", "nats-server"}
@@ -35,6 +38,19 @@ class Body(msgspec.Struct):
     status: str
     result: str | None = None
     run: int = 0
+
+
+@asynccontextmanager
+async def in_bucket(data_dir: Path) -> AsyncGenerator[Tokens]:
+    """The tokens of the service there."""
+    local = read_local(data_dir)
+    assert local is not None
+    assert local.nats is not None
+    connection = await Connection.open(local.nats, "tests")
+    tokens = await Tokens.open(connection)
+    yield tokens
+    await tokens.close()
+    await connection.close()
 
 
 async def submitted(client: httpx.AsyncClient, steps: str) -> Body:
@@ -73,6 +89,9 @@ async def test_a_first_start_prints_a_curl_that_begins_a_task_and_the_task_runs_
         async with service.client() as client:
             task = await submitted(client, SLOW)
             assert (await task_when(client, task.task_id, "completed")).result == "slept"
+            for _ in range(2):  # our own token is unlimited, and told of the limits all the same
+                polled = await client.get(f"/v1/public/tasks/{task.task_id}")
+                assert polled.headers["X-RateLimit-Remaining"] == polled.headers["X-RateLimit-Limit"] == "600"
 
 
 async def test_a_clean_stop_leaves_no_process_and_only_the_token_for_local_clients(tmp_path: Path):
@@ -169,9 +188,12 @@ async def test_the_tasks_of_a_worker_that_is_killed_go_on_before_its_lease_ends(
 async def test_a_token_that_was_given_replaces_the_one_that_was_made_and_is_kept(tmp_path: Path):
     async with serving(tmp_path) as service:
         made = service.token
+        async with in_bucket(tmp_path) as tokens:
+            await tokens.add(made, Owner("dev"), ("tasks:read",))  # as an older release knew it
         assert await service.stop() == 0
-    async with serving(tmp_path) as service:
+    async with serving(tmp_path) as service, service.client() as client:
         assert service.token == made
+        assert (await client.get("/admin/tokens")).status_code == 200
         assert await service.stop() == 0
     async with serving(tmp_path, "--token", "it's-mine") as service:
         assert service.token == "it's-mine"
@@ -181,17 +203,30 @@ async def test_a_token_that_was_given_replaces_the_one_that_was_made_and_is_kept
         assert service.token == "it's-mine"
 
 
+async def test_the_token_of_the_vendors_pages_and_those_of_an_issuer_open_every_door(tmp_path: Path):
+    async with issuing() as issuer:
+        words = ("--oauth-issuer", issuer.url, "--oauth-audience", AUDIENCE)
+        async with serving(tmp_path, "--token", "sk_test_123456", *words, port=free_port()) as service:
+            assert service.token == "sk_test_123456"
+            granted = issuer.token(scope="tasks:read")
+            async with httpx.AsyncClient(base_url=service.url, timeout=WITHIN_S) as client:
+                for headers in (
+                    {"X-API-Key": "sk_test_123456"},
+                    {"Authorization": "Bearer sk_test_123456"},
+                    {"Authorization": f"Bearer {granted}"},
+                ):
+                    assert (await client.get("/agents", headers=headers)).status_code == 200
+                    assert (await client.get("/v1/public/tasks/x", headers=headers)).status_code == 404
+                    status = 403 if granted in headers.get("Authorization", "") else 200
+                    assert (await client.get("/admin/tokens", headers=headers)).status_code == status
+            assert granted not in service.logs
+
+
 async def test_a_token_that_was_revoked_does_not_come_back_with_the_next_start(tmp_path: Path):
     async with serving(tmp_path) as service:
         revoked = service.token
-        local = read_local(tmp_path)
-        assert local is not None
-        assert local.nats is not None
-        connection = await Connection.open(local.nats, "tests")
-        tokens = await Tokens.open(connection)
-        assert await tokens.revoke((await tokens.all())[0].id)
-        await tokens.close()
-        await connection.close()
+        async with in_bucket(tmp_path) as tokens:
+            assert await tokens.revoke((await tokens.all())[0].id)
         assert await service.stop() == 0
     async with serving(tmp_path) as service, service.client() as client:
         assert service.token != revoked
@@ -268,6 +303,9 @@ async def test_a_port_that_becomes_free_in_time_is_taken(tmp_path: Path):
         (["--port", "many"], "'many' is not a valid integer"),
         (["--token", "two words"], "a token is"),
         (["--nats-url", "http://user:secret@there"], "'there' is no address of a NATS server"),
+        (["--oauth-issuer", "https://login.example.org"], "--oauth-issuer and --oauth-audience need each other"),
+        (["--oauth-issuer", "login.example.org", "--oauth-audience", "us"], "'login.example.org' is no address"),
+        (["--oauth-jwks-url", "http://"], "'http://' is no address"),
         (["--ssl-certfile", __file__], "can't be used as our certificate"),
         (["--data-dir", f"{__file__}/below"], "can't be written: Not a directory"),
         (["--host", "192.0.2.1"], "can't listen on 192.0.2.1"),

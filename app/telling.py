@@ -1,0 +1,119 @@
+"""How a task's stream is told: where its reader begins, in whose words, and over what (an HTTP body, a socket)."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from litestar.types import Message, Send
+from msgspec import Struct
+
+from app.attached import Attached
+from eventstore.log import Recorded
+from projections.task import Task
+
+HEADERS: list[tuple[bytes, bytes]] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+STALLED_S = 60.0
+ENDED = 1000
+TRY_AGAIN = 1013
+"""Close codes of a socket. Its clients take the first for an end, and no other."""
+
+
+class Start(Struct, frozen=True):
+    """Where a reader begins; `genuine` judges whether the record there is the one it knows (None: not asked)."""
+
+    after: int
+    genuine: Callable[[Recorded], bool] | None = None
+
+
+class Telling(Protocol):
+    """One API's words for one reader of a task. Nothing is said where they are empty."""
+
+    @property
+    def opening(self) -> bytes:
+        """Said first."""
+        ...
+
+    @property
+    def ping(self) -> bytes:
+        """Said when nothing was for `ping_s` seconds (or sooner)."""
+        ...
+
+    @property
+    def ping_s(self) -> float: ...
+
+    async def start(self, attached: Attached) -> Start:
+        """Raises LogUnavailable."""
+        ...
+
+    def pieces(self, page: list[Recorded] | None, task: Task) -> list[bytes]:
+        """What these records are; None: forget what you had, it begins again."""
+        ...
+
+    async def closing(self, attached: Attached) -> list[bytes]:
+        """What is still to be said when the task has ended, and all its records were told. Raises LogUnavailable."""
+        ...
+
+
+class Carrier(Protocol):
+    """What brings the pieces to the reader. Raises TimeoutError for one that takes nothing for so long."""
+
+    async def open(self, send: Send) -> None: ...
+
+    async def carry(self, send: Send, pieces: list[bytes]) -> None: ...
+
+    async def end(self, send: Send) -> None:
+        """That was all."""
+        ...
+
+    async def cut(self, send: Send) -> None:
+        """There is more, but not now: nothing that looks like an end."""
+        ...
+
+
+class Body:
+    """A response's body; a cut leaves it unfinished, and the connection is dropped."""
+
+    async def open(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+
+    async def carry(self, send: Send, pieces: list[bytes]) -> None:
+        if content := b"".join(pieces):
+            await send_body(send, content)
+
+    async def end(self, send: Send) -> None:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def cut(self, send: Send) -> None:
+        pass
+
+
+class Socket:
+    """A WebSocket: each piece is a message."""
+
+    async def open(self, send: Send) -> None:
+        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+
+    async def carry(self, send: Send, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            if piece:
+                await _in_time(send, {"type": "websocket.send", "bytes": None, "text": piece.decode()})
+
+    async def end(self, send: Send) -> None:
+        await _in_time(send, {"type": "websocket.close", "code": ENDED, "reason": ""})
+
+    async def cut(self, send: Send) -> None:
+        await _in_time(send, {"type": "websocket.close", "code": TRY_AGAIN, "reason": "cut off: resume"})
+
+
+async def send_body(send: Send, content: bytes) -> None:
+    """Raises TimeoutError for a client that takes nothing for so long: it may be long gone, and it holds a task."""
+    await _in_time(send, {"type": "http.response.body", "body": content, "more_body": True})
+
+
+async def _in_time(send: Send, message: Message) -> None:
+    async with asyncio.timeout(STALLED_S):
+        await send(message)

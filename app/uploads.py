@@ -1,0 +1,189 @@
+"""Files on their way in: spooled out of a form, few bytes of them in memory, and stored before their task's fact."""
+
+# `multipart` shares its name with a package that gives way to it when it is imported, but not when it is type-checked;
+# what is taken from it does not leave this room.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from tempfile import SpooledTemporaryFile
+
+import uuid_utils
+from msgspec import Struct
+from multipart import (
+    MultipartError,  # pyright: ignore[reportAttributeAccessIssue]  # see above
+    MultipartSegment,  # pyright: ignore[reportAttributeAccessIssue]  # see above
+    PushMultipartParser,  # pyright: ignore[reportAttributeAccessIssue]  # see above
+)
+
+from app.problems import BadRequest
+from eventstore.events import FileReference, Owner, TaskId
+from eventstore.log import Blobs, TooLarge, task_subject
+
+MAX_PARTS = 64
+MAX_NAME = 255
+IN_MEMORY = 64 * 1024
+"""Bytes of a file that are kept in memory; more of them are on disk."""
+PIECE = 128 * 1024
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
+BOUNDARY = re.compile(r"[ -~]{1,70}")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+FILES = "files"
+FILE_BLOB = "file_"
+"""How the names of their blobs begin."""
+
+
+class Upload:
+    """A file that came with a request; `close` it."""
+
+    def __init__(self, name: str, media_type: str) -> None:
+        self.name = name
+        self.media_type = media_type
+        self.bytes = 0
+        self._digest = hashlib.sha256()
+        self._file = SpooledTemporaryFile[bytes](max_size=IN_MEMORY)  # whoever has it closes it
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far."""
+        return self._digest.hexdigest()
+
+    async def write(self, piece: bytes) -> None:
+        """Add to it."""
+        self.bytes += len(piece)
+        self._digest.update(piece)
+        await asyncio.to_thread(self._file.write, piece)
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """All of it, in pieces that fit into a message."""
+        await asyncio.to_thread(self._file.seek, 0)
+        while piece := await asyncio.to_thread(self._file.read, PIECE):
+            yield piece
+
+    def close(self) -> None:
+        """It is gone."""
+        self._file.close()
+
+
+async def bounded(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """All of it. Raises TooLarge as soon as there is more."""
+    content = bytearray()
+    async for chunk in stream:
+        content += chunk
+        if len(content) > max_bytes:
+            raise TooLarge(f"a request has at most {max_bytes} bytes")
+    return bytes(content)
+
+
+class Form(Struct):
+    """What a form says: its texts by name, and its files."""
+
+    texts: dict[str, str]
+    uploads: list[Upload]
+
+
+@asynccontextmanager
+async def form_of(
+    stream: AsyncIterator[bytes], boundary: str, *, max_bytes: int, max_text_bytes: int
+) -> AsyncGenerator[Form]:
+    """A form, as long as the context lasts. Raises BadRequest, TooLarge: over so many bytes, or of text so many."""
+    with ExitStack() as opened:
+        yield await _read(stream, boundary, opened, max_bytes=max_bytes, max_text_bytes=max_text_bytes)
+
+
+async def stored(blobs: Blobs, owner: Owner, task_id: TaskId, uploads: Sequence[Upload]) -> tuple[FileReference, ...]:
+    """The files of a task that is about to be created, each under a name of its own: where no fact comes to name it, it
+    is swept. Raises LogUnavailable, TooLarge."""
+    references: list[FileReference] = []
+    for upload in uploads:
+        name = f"{FILE_BLOB}{uuid_utils.uuid7()}"
+        await blobs.put_pieces(name, upload.pieces(), subject=task_subject(owner, task_id), expected=0)
+        references.append(
+            FileReference(
+                name=upload.name, blob=name, sha256=upload.sha256, bytes=upload.bytes, media_type=upload.media_type
+            )
+        )
+    return tuple(references)
+
+
+async def _read(
+    stream: AsyncIterator[bytes], boundary: str, opened: ExitStack, *, max_bytes: int, max_text_bytes: int
+) -> Form:
+    parts = _Parts(opened, max_text_bytes)
+    size = 0
+    if not BOUNDARY.fullmatch(boundary):
+        raise BadRequest("the form's Content-Type names no boundary")
+    try:
+        with PushMultipartParser(boundary, max_segment_count=MAX_PARTS) as parser:
+            async for chunk in stream:
+                size += len(chunk)
+                if size > max_bytes:
+                    raise TooLarge(f"a form has at most {max_bytes} bytes, its files included")
+                for event in parser.parse(chunk):
+                    await parts.take(event)
+    except MultipartError as error:
+        raise BadRequest(f"the form can't be read: {error}") from error
+    return parts.form()
+
+
+class _Parts:
+    """Takes a form's pieces, one by one, as the parser finds them."""
+
+    def __init__(self, opened: ExitStack, max_text_bytes: int) -> None:
+        self._opened = opened
+        self._room = max_text_bytes
+        self._texts: dict[str, bytearray] = {}
+        self._uploads: list[Upload] = []
+        self._into: Upload | bytearray = bytearray()
+
+    async def take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        """A part's head, a piece of it, or its end. Raises BadRequest, TooLarge."""
+        if isinstance(event, MultipartSegment):
+            self._into = self._begun(event)
+        elif event is None:
+            return
+        elif isinstance(self._into, Upload):
+            await self._into.write(bytes(event))
+        else:
+            self._room -= len(event)
+            if self._room < 0:
+                raise TooLarge("the texts of the form are too long")
+            self._into += event
+
+    def form(self) -> Form:
+        """All of it. Raises BadRequest."""
+        try:
+            texts = {name: text.decode() for name, text in self._texts.items()}
+        except UnicodeDecodeError as error:
+            raise BadRequest("the form is not UTF-8") from error
+        return Form(texts, self._uploads)
+
+    def _begun(self, head: MultipartSegment) -> Upload | bytearray:
+        name = head.name or ""
+        if head.filename is None:
+            if name == FILES:
+                raise BadRequest(f"{FILES}: a file has a name")
+            self._texts[name] = bytearray()
+            return self._texts[name]
+        if name != FILES:
+            raise BadRequest(f"{_printable(name)}: files come as {FILES}")
+        media_type = head.content_type or ""
+        upload = Upload(
+            file_name(head.filename), media_type if MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream"
+        )
+        self._opened.callback(upload.close)
+        self._uploads.append(upload)
+        return upload
+
+
+def file_name(said: str) -> str:
+    """The name that a client gave its file: without its folders, and without what can't be printed."""
+    return _printable(said.replace("\\", "/").rsplit("/", 1)[-1]) or "file"
+
+
+def _printable(said: str) -> str:
+    return UNPRINTABLE.sub("", said)[:MAX_NAME].strip()

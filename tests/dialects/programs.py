@@ -1,0 +1,43 @@
+"""The programs that the vendors' examples are run with, and what they write."""
+
+import asyncio
+import os
+import shutil
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+import pytest
+
+from tests.walk.serving import WITHIN_S
+
+PROJECT = Path(__file__).parents[2]
+
+
+def tool(name: str) -> str:
+    """Where it is. CI has them all; elsewhere a missing one is told."""
+    found = shutil.which(name)
+    if found is None:
+        missing(name)
+    assert found is not None
+    return found
+
+
+def missing(name: str) -> None:
+    """What a vendor's example needs is not here: a failure in CI, and told elsewhere."""
+    why = f"the vendor's example needs {name}, and there is none here"
+    if os.environ.get("CI") == "true":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+async def output_of(*command: str) -> str:
+    """What a program that does well writes. It runs where `.ci/run` puts the vendors' packages."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
