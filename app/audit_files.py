@@ -13,8 +13,8 @@ import click
 import msgspec
 
 from app import __version__
-from app.asking import BAD
-from app.audit_options import TIME, needs
+from app.asking import BAD, SEQUENCE, TIME
+from app.audit_options import needs
 from app.audit_sources import AuditCommand, Opened, Place, WritingCommand, opened
 from app.progress import bar
 from app.replies import ClientError, NotTried
@@ -48,7 +48,7 @@ SHOWN = 20
     help="The file; `-`: standard output. One that was begun is continued.",
 )
 @click.option("--owner", type=OwnerType(), help="Only this owner's records, and the checkpoints.")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Only records after this sequence.")
+@click.option("--after", type=SEQUENCE, default=0, help="Only records after this sequence.")
 @click.option(
     "--since", type=TIME, metavar="TIME", help="Only records since then: 2026-01-31, or 2026-01-31T12:00:00Z."
 )

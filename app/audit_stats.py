@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from app.audit_options import TIME, needs
+from app.asking import TIME
+from app.audit_options import needs
 from app.audit_sources import Place, ReadingCommand, opened
 from app.progress import bar
 from app.replies import NotTried

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from eventstore.lock import Lock
 from eventstore.server import EmbeddedServer
 from projections.lines import line_of
 from projections.proof import named
-from projections.statistics import Figures
+from projections.statistics import Figures, Statistics, Window
 from tests.log.logs import until
 from tests.projections.lives import ANN, BOB
 from tests.walk.auditing import (
@@ -223,6 +224,11 @@ async def test_what_happened_is_counted_and_drawn(nats: str, tmp_path: Path):
     assert [(day.created, day.cancelled) for day in figures.days] == [(2, 1)]
     draw(figures, "the log", tmp_path / "plot.svg")
     assert b"<svg" in (tmp_path / "plot.svg").read_bytes()
+    nothing = Statistics(Window(since=datetime(2030, 1, 1, tzinfo=UTC))).figures()
+    draw(nothing, "the log", tmp_path / "nothing.svg")
+    drawn = (tmp_path / "nothing.svg").read_text()
+    assert drawn.count("<!-- nothing in this time -->") == 4
+    assert "<!-- completed -->" not in drawn, "no legend of what is not there"
 
 
 async def test_what_is_wrong_is_named(nats: str, tmp_path: Path):
