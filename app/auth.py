@@ -40,11 +40,6 @@ class Principal(Struct, frozen=True, kw_only=True):
     vouched_for: bool = False
     plan: Plan = PLAN
 
-    @property
-    def counted_as(self) -> str:
-        """Whose requests are counted together: a token's; an issuer's user's, for whom tokens come and go."""
-        return hashed(f"user:{self.owner}") if self.vouched_for else self.token_hash
-
     def need(self, scope: Scope) -> None:
         """Raises NotAllowed."""
         if not self.may(scope):
@@ -66,6 +61,12 @@ class Principal(Struct, frozen=True, kw_only=True):
     def rules_all(self) -> bool:
         """Whether everybody's tokens and tools are theirs to rule."""
         return self.may("admin:all")
+
+    @property
+    def purse(self) -> str:
+        """Whose budgets they draw on: the token's; where an issuer vouches, the owner's, however often it gives out new
+        tokens."""
+        return hashed(f"vouched for: {self.owner}") if self.vouched_for else self.token_hash
 
     @property
     def actor(self) -> str:

@@ -158,7 +158,7 @@ class Limits:
 
     async def _draw(self, principal: Principal, budget: Budget) -> list[Standing]:
         drawn = [
-            (one, self._find(f"{one.name}:{principal.counted_as[:32]}", one.per_s))
+            (one, self._find(f"{one.name}:{principal.purse[:32]}", one.per_s))
             for one in self.allowances(budget, principal.plan)
             if one.limit
         ]

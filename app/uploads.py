@@ -1,10 +1,5 @@
 """Files on their way in: spooled out of a form, few bytes of them in memory, and stored before their task's fact."""
 
-# `multipart` shares its name with a package that gives way to it when it is imported, but not when it is type-checked;
-# what is taken from it does not leave this room.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false
-
 import asyncio
 import hashlib
 import re
@@ -14,11 +9,7 @@ from tempfile import SpooledTemporaryFile
 
 import uuid_utils
 from msgspec import Struct
-from multipart import (
-    MultipartError,  # pyright: ignore[reportAttributeAccessIssue]  # see above
-    MultipartSegment,  # pyright: ignore[reportAttributeAccessIssue]  # see above
-    PushMultipartParser,  # pyright: ignore[reportAttributeAccessIssue]  # see above
-)
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
 from app.problems import BadRequest
 from eventstore.events import FileReference, Owner, TaskId

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from litestar import Request
-from litestar.datastructures import Headers, State
+from litestar.datastructures import Headers
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Bearers, Header, NotAuthenticated, presented
@@ -46,9 +45,9 @@ def meant(header: Header | None, named: Dialect | None) -> Vendor:
     return "nanonets" if header == "bearer" else "shannon"
 
 
-def asked_path(request: Request[object, object, State]) -> str:
-    """The path that the client asked for: what a log shows."""
-    return str(request.scope["state"].get(ASKED, request.scope["path"]))
+def asked_path(scope: Scope) -> str:
+    """The path that the client asked for: what a log shows, and what leads elsewhere begins with."""
+    return str(scope["state"].get(ASKED, scope["path"]))
 
 
 class Crossroads:

@@ -246,7 +246,7 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     """Every error on Nanonets' paths in its shape; one that nobody expected is ours, and is logged."""
     status_code, refusal, headers = refusal_of(error)
     if status_code == 500:
-        log.error("http.fault", path=asked_path(request), exc_info=error)
+        log.error("http.fault", path=asked_path(request.scope), exc_info=error)
     body = msgspec.json.encode(refusal)
     return Response(body, status_code=status_code, headers=headers, media_type="application/json")
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from app.attached import Attached
 from app.auth import Principal, Revocations
 from app.dialects.asked import Asked
+from app.dialects.crossroads import asked_path
 from app.dialects.polling import find
 from app.dialects.shannon import ID, Refusal
 from app.dialects.shannon_asked import LIMITED, answer, checked_id, number_of
@@ -86,8 +87,7 @@ async def redirect_to_stream(request: Asked, task_id: TaskPath) -> Response[None
     request.user.need("tasks:read")
     checked_id(task_id)
     kept = {name: request.query_params[name] for name in ("types", "last_event_id") if name in request.query_params}
-    asked = str(request.scope["state"].get("asked_path", request.scope["path"]))
-    base = asked[: asked.rindex("/tasks/")]
+    base, _, _ = asked_path(request.scope).rpartition("/tasks/")
     location = f"{base}/stream/sse?{urlencode({'workflow_id': task_id} | kept)}"
     return Response(None, status_code=307, headers={"Location": location}, media_type="text/plain")
 

@@ -3,7 +3,6 @@
 from typing import NoReturn
 
 import pytest
-from litestar import Request
 from litestar.types import Message, Receive, Scope, Send
 
 from app.auth import Bearers, Header
@@ -138,7 +137,7 @@ async def sent(tokens: Tokens, kind: str, path: str, root_path: str = "", **head
     await Crossroads(behind, Bearers(tokens, None))(asked, receive, send)  # pyright: ignore[reportArgumentType]  # only what it reads
     (scope,) = arrived
     assert asked["path"] == path, "what is around the layer sees what was asked for"
-    return scope["path"], asked_path(Request(scope))
+    return scope["path"], asked_path(scope)
 
 
 async def test_a_bare_path_arrives_under_the_prefix_of_whoever_is_meant(api: Api):

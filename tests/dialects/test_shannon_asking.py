@@ -3,7 +3,10 @@
 import asyncio
 import base64
 import hashlib
+import random
+import string
 from collections.abc import AsyncGenerator
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -249,6 +252,23 @@ async def test_ids_that_are_none_are_refused_and_never_a_fault(api: Api):
     known = TaskId((await api.client.post(TASKS, json={"query": "x"})).json()["task_id"])
     for same in (known, known.upper(), known.removeprefix("task_")):
         assert (await api.client.get(f"{TASKS}/{same}")).json()["task_id"] == known
+
+
+async def test_random_ids_are_never_a_fault_and_leave_nothing(api: Api):
+    dice = random.Random(20)
+    letters = string.ascii_letters + string.digits + ":_-." + "/%?#&=;+ é☃"
+
+    async def ask() -> None:
+        text = quote("".join(dice.choices(letters, k=dice.randint(1, 140))), safe="/%:" if dice.random() < 0.3 else "")
+        what = dice.choice(("", "/control-state", "/review", "/cancel", "/pause", "/resume"))
+        method = "POST" if what in ("/cancel", "/pause", "/resume") else dice.choice(("GET", "POST"))
+        answer = await api.client.request(method, f"{TASKS}/{text}{what}", content=dice.randbytes(dice.randint(0, 40)))
+        assert answer.status_code in (400, 404, 405), (method, text, what, answer.text)
+        assert answer.json().keys() == {"error"}
+
+    for _ in range(10):
+        await asyncio.gather(*(ask() for _ in range(30)))
+    assert await api.arrivals() == []
 
 
 async def test_what_is_not_there_is_refused_in_the_same_shape(api: Api):

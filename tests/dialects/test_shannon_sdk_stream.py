@@ -153,6 +153,15 @@ async def test_a_websocket_tells_the_same_story_and_closes(sdk: AsyncShannonClie
     assert types_of(rest) == ["WORKFLOW_COMPLETED", "STREAM_END"]
 
 
+async def test_the_sdk_is_given_the_bare_address_as_well(shannon: Shannon):
+    async with AsyncShannonClient(shannon.api.url, api_key=shannon.api.token) as sdk:
+        handle, url = await sdk.submit_and_stream("x", context=playing(*WORK))
+        assert url == f"/api/v1/stream/sse?workflow_id={handle.task_id}"
+        assert types_of(await all_of(handle.stream())) == STORY
+        assert len(await all_of(sdk.stream_ws(handle.workflow_id))) == len(STORY)
+        assert len(await sdk.get_task_events(handle.task_id)) == len(STORY) - 1
+
+
 async def test_an_unknown_workflow_has_no_events(sdk: AsyncShannonClient):
     assert await all_of(sdk.stream("task_abc123")) == []
 

@@ -24,6 +24,7 @@ from tests.worker.agents import Own
 SESSIONS = f"{PREFIX}/api/v1/sessions"
 AT_ONCE: dict[str, Json] = {"scenario": {"steps": [{"complete": "Done"}]}}
 NOT_FOUND = {"error": "Session not found"}
+ATTACHED: Json = {"media_type": "text/plain", "url": "https://page.example/a.txt"}
 ODD = ["two words", "a.b", "*", "日本", "a\0b", "'; DROP TABLE sessions_1; --", "s" * 500, "%2F", "?"]
 
 
@@ -211,7 +212,7 @@ async def test_turns_come_in_pages_and_their_numbers_are_the_sessions(shannon: S
 
 async def test_a_turns_events_have_their_times_and_no_pieces_of_text(shannon: Shannon):
     steps: list[Json] = [{"say": "Some text, "}, {"tool": "search", "output": {"found": 3}}, {"complete": "Done"}]
-    task_id = await shannon.begun(*steps, session_id="s1", context={"attachments": [{"media_type": "text/plain"}]})
+    task_id = await shannon.begun(*steps, session_id="s1", context={"attachments": [ATTACHED]})
     await shannon.ended(task_id)
     (turn,) = told((await read(shannon, "/s1/events"))["turns"])
     events = told(turn["events"])
@@ -220,7 +221,7 @@ async def test_a_turns_events_have_their_times_and_no_pieces_of_text(shannon: Sh
     assert not any("payload" in one for one in events)
     metadata = msgspec.convert(turn["metadata"], dict[str, Json])
     assert metadata["agents_involved"] == ["simulator"]
-    assert metadata["attachments"] == [{"media_type": "text/plain"}]
+    assert metadata["attachments"] == [ATTACHED]
     (whole,) = told((await read(shannon, "/s1/events", include_payload="true"))["turns"])
     observed = next(one for one in told(whole["events"]) if one["type"] == "TOOL_OBSERVATION")
     assert msgspec.json.decode(str(observed["payload"]))["output"] == {"found": 3}

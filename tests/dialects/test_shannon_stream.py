@@ -266,12 +266,15 @@ async def test_an_idle_stream_is_pinged(nats_address: NatsAddress):
         await until(lambda: api.metric("open_streams") == 0)
 
 
-async def test_a_tasks_own_path_leads_to_its_stream(api: Api):
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+async def test_a_tasks_own_path_leads_to_its_stream(api: Api, prefix: str):
     task_id = await api.begin(CancelTask(by="ann"))
-    path = f"{PREFIX}/api/v1/tasks/{task_id}/stream"
+    path = f"{prefix}/api/v1/tasks/{task_id}/stream"
     answer = await api.client.get(f"{path}?types=done,%0d%0aX&last_event_id=3-1&api_key=secret")
-    location = f"{STREAM}?workflow_id={task_id}&types=done%2C%0D%0AX&last_event_id=3-1"
+    location = f"{prefix}/api/v1/stream/sse?workflow_id={task_id}&types=done%2C%0D%0AX&last_event_id=3-1"
     assert (answer.status_code, answer.headers["Location"]) == (307, location)
     assert (await api.client.get(path, follow_redirects=True)).text.endswith(DONE.decode())
+    wire = await Wire.ask(api.url, f"{prefix}/api/v1/stream/sse?workflow_id={task_id}&token={api.token}")
+    assert len(await whole(wire)) == 4
     answer = await api.client.get(f"{PREFIX}/api/v1/tasks/a%20b/stream")
     assert (answer.status_code, answer.json()) == (400, {"error": "Invalid task ID format"})

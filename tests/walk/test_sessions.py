@@ -1,4 +1,4 @@
-"""The sessions' door: what is decided rests on the log, whoever else writes, hangs up, or does not answer."""
+"""The sessions' door: what is decided rests on the log, whoever else writes, or hangs up."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -16,14 +16,13 @@ from app.sessions import DeleteSession, SessionCommand, Sessions, TitleSession
 from app.tasks import Done, Tasks
 from app.views import Lists
 from eventstore.events import Owner, SessionTitled
-from eventstore.log import EventLog, OutcomeUnknown, task_of_subject
+from eventstore.log import EventLog, task_of_subject
 from eventstore.memory import MemoryLog
-from eventstore.server import EmbeddedServer
 from projections.database import Database, ViewsUnavailable
 from projections.projector import Projector
 from projections.session import Session
 from tests.api import CAUSE
-from tests.log.logs import ANN, SOON_S, jetstream, session_record_of, stopped
+from tests.log.logs import ANN, SOON_S, session_record_of
 from tests.projections.lives import sessions_of
 
 BOB = Owner("bob")
@@ -142,20 +141,6 @@ async def test_a_caller_that_goes_away_loses_nothing(house: House):
     async with asyncio.timeout(SOON_S):
         while not await house.log.read_session(ANN, "s1"):  # noqa: ASYNC110  # nobody is told: its caller went away
             await asyncio.sleep(0.01)
-
-
-async def test_an_append_that_nobody_answers_is_of_unknown_outcome_and_safe_to_repeat(
-    server: EmbeddedServer, tmp_path: Path
-):
-    async with jetstream(server.address, patience_s=0.5) as log, housed(log, tmp_path) as house:
-        await until_served(house)
-        await house.begin("s1")
-        record = session_record_of(SessionTitled(title="Trip", session_id="s1"))
-        with stopped(server), pytest.raises(OutcomeUnknown):
-            await log.append_session(ANN, "s1", record, 0)
-        done = await house.do(TitleSession(title="Trip"))
-        assert isinstance(done, Session)
-        assert [one.record.fact for one in await log.read_session(ANN, "s1")] == [record.fact]
 
 
 MOVES = st.lists(
