@@ -5,6 +5,7 @@
 
 import io
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from eventstore.events import TaskId
 from eventstore.log import LogError
 
 BAD, UNTRIED = 1, 2
+MAX_DIGITS = 18
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -92,6 +94,43 @@ class TaskIdType(click.ParamType[TaskId]):
 
 
 TASK_ID = TaskIdType()
+
+
+class TimeType(click.ParamType[datetime]):
+    """A moment: a date, or a date and a time; in UTC unless it says otherwise."""
+
+    name = "time"
+
+    def convert(self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """RFC 3339, or a part of it."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time: write 2026-01-31, or 2026-01-31T12:00:00Z", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+TIME = TimeType()
+
+
+class SequenceType(click.ParamType[int]):
+    """A place in the log."""
+
+    name = "sequence"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A number, also as `show --events` writes it."""
+        if isinstance(value, int):
+            return value
+        digits = value.removeprefix("#")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS):
+            self.fail(f"{value!r} is no sequence of the log: `tasktrail show TASK_ID --events` tells them", param, ctx)
+        return int(digits)
+
+
+SEQUENCE = SequenceType()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the task as the API gives it.")

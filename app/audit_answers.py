@@ -27,7 +27,7 @@ log = structlog.stdlib.get_logger()
 
 SLICE = 64 * 1024
 """Bytes that are written at once."""
-LAST = "Tasktrail-Last-Sequence"
+LAST, OWNER = "Tasktrail-Last-Sequence", "Tasktrail-Owner"
 NDJSON = "application/x-ndjson"
 
 Render = Callable[[Arrival], bytes]

@@ -47,7 +47,8 @@ class KeyType(click.ParamType[str]):
 
 class Verified(Struct, frozen=True, kw_only=True):
     """What a verification came to, for programs. `whole`: all records were shown; `signed_up_to`: all up to there is
-    covered by checkpoints; `keys` are theirs, `keys_given` whether they were asked for; `broken`: lines of the file."""
+    covered by checkpoints; `keys` are theirs, `keys_given` whether they were asked for; `fault_count`: of `faults` and
+    of `broken` (what is wrong with the file's lines), of each of which the first are named."""
 
     source: str
     whole: bool
@@ -66,7 +67,7 @@ class Verified(Struct, frozen=True, kw_only=True):
     @property
     def good(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.fault_count and not self.broken
+        return not self.fault_count
 
 
 class _Watched:
@@ -99,7 +100,12 @@ class _Watched:
 @click.command(cls=ReadingCommand)
 @click.option("--task", "task_id", type=TASK_ID, help="Only this task (and the checkpoints, which cover it).")
 @click.option(
-    "--key", "keys", type=KeyType(), multiple=True, metavar="KEY", help="Only this key's signatures count; repeatable."
+    "--key",
+    "keys",
+    type=KeyType(),
+    multiple=True,
+    metavar="KEY",
+    help="Only this key's signatures count; repeatable, for a log whose key was changed.",
 )
 @click.option(
     "--held",
@@ -148,6 +154,7 @@ async def _verify(place: Place, task_id: TaskId | None, keys: frozenset[str], he
 
 def _verified(at: Opened, verification: Verification, seconds: float, keys_given: bool) -> Verified:
     covered = verification.covered
+    file = at.source if isinstance(at.source, ExportFile) else None
     return Verified(
         source=at.what,
         whole=at.source.whole,
@@ -159,9 +166,9 @@ def _verified(at: Opened, verification: Verification, seconds: float, keys_given
         checkpoints=covered.checkpoints,
         keys=tuple(sorted(covered.keys)),
         keys_given=keys_given,
-        fault_count=verification.fault_count,
+        fault_count=verification.fault_count + (file.broken_count if file else 0),
         faults=tuple(sorted(verification.faults, key=lambda fault: fault.sequence)),
-        broken=tuple(at.source.broken) if isinstance(at.source, ExportFile) else (),
+        broken=tuple(file.broken) if file else (),
     )
 
 
@@ -180,9 +187,9 @@ def _report(verified: Verified, task_id: TaskId | None) -> str:
         lines.append(f"{verified.newer:,} records are in the words of a newer release; their chain was checked")
     if verified.good:
         return "\n".join([*lines, "no faults"])
-    count = verified.fault_count + len(verified.broken)
+    count = verified.fault_count
     lines.append(f"{count:,} fault{'s' if count > 1 else ''}:")
-    faults = [*map(str, verified.faults), *(f"a line of the file, {one}" for one in verified.broken)]
+    faults = [*map(str, verified.faults), *(f"the file, {one}" for one in verified.broken)]
     lines += [f"  {one_line(fault)}" for fault in faults[:SHOWN]]
     if count > SHOWN:
         lines.append(f"  and {count - min(SHOWN, len(faults)):,} more")

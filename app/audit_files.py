@@ -4,16 +4,17 @@ import asyncio
 import os
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import click
+import msgspec
 
 from app import __version__
-from app.asking import BAD
-from app.audit_options import TIME, needs
+from app.asking import BAD, SEQUENCE, TIME
+from app.audit_options import needs
 from app.audit_sources import AuditCommand, Opened, Place, WritingCommand, opened
 from app.progress import bar
 from app.replies import ClientError, NotTried
@@ -47,7 +48,7 @@ SHOWN = 20
     help="The file; `-`: standard output. One that was begun is continued.",
 )
 @click.option("--owner", type=OwnerType(), help="Only this owner's records, and the checkpoints.")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Only records after this sequence.")
+@click.option("--after", type=SEQUENCE, default=0, help="Only records after this sequence.")
 @click.option(
     "--since", type=TIME, metavar="TIME", help="Only records since then: 2026-01-31, or 2026-01-31T12:00:00Z."
 )
@@ -86,6 +87,9 @@ def _of_files(path: Path) -> Generator[None]:
 
 async def _export(place: Place, form: Format, output: Path, selection: Selection) -> None:
     async with opened(place) as at:
+        await _check_after(at, selection)
+        if not at.source.whole and selection.owner is None:
+            selection = msgspec.structs.replace(selection, owner=at.owner)
         signed, why_not = await _signed(at)
         up_to = signed.sequence if signed else await at.source.end()
         draft = output.with_name(f"{output.name}.ndjson") if form == "parquet" else output
@@ -96,14 +100,27 @@ async def _export(place: Place, form: Format, output: Path, selection: Selection
 
             with bar("writing the table") as show:
                 written = to_parquet(draft, output, show)
+        if signed and not await _is_taken(at, selection, signed.sequence):
+            signed, why_not = None, f"no checkpoint is in it: the last one, {signed.sequence:,}, was not asked for"
     click.echo(f"{at.what}: {written:,} records written, up to record {up_to:,} of the log", err=True)
     click.echo(f"checkpoint {signed.sequence:,} is the last, signed by {signed.key}" if signed else why_not, err=True)
+
+
+async def _check_after(at: Opened, selection: Selection) -> None:
+    end = await at.source.end() if selection.after else 0
+    if selection.after > end:
+        raise NotTried(f"--after {selection.after:,} is beyond the end: the last record of {at.what} is {end:,}")
+
+
+async def _is_taken(at: Opened, selection: Selection, sequence: int) -> bool:
+    async with aclosing(at.source.arrivals(sequence - 1, sequence)) as batches:
+        return sequence > selection.after and any([selection.takes(one) async for batch in batches for one in batch])
 
 
 async def _signed(at: Opened) -> tuple[Signed | None, str]:
     """A checkpoint of all that there is now; else why there is none."""
     if at.sign is None:
-        return None, "no checkpoint was asked for: there is no key here, or one owner's records only"
+        return None, f"no checkpoint was asked for: {at.unsigned}"
     try:
         signed = await at.sign()
     except (LogError, ClientError) as error:
@@ -156,8 +173,10 @@ def import_log(ctx: click.Context, place: Place, file: Path, dispatch: bool) -> 
       tasktrail audit import log.ndjson --data-dir restored
     """
     with _of_files(file):
+        # What is no export can't be tried; a line of one that is wrong is a fault.
+        export_file = ExportFile.open(file, strict=True)
         try:
-            ctx.exit(asyncio.run(_import(place, ExportFile.open(file, strict=True), dispatch=dispatch)))
+            ctx.exit(asyncio.run(_import(place, export_file, dispatch=dispatch)))
         except BadLine as error:
             click.echo(f"nothing was written: {error}", err=True)
             ctx.exit(BAD)

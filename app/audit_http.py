@@ -20,10 +20,11 @@ from app.client import (
 )
 from app.replies import NoAnswer, NotTried, checked, complaint, decoded, retry_after_s
 from eventstore.checkpointing import Signed
+from eventstore.events import Owner
 from eventstore.log import Arrival
 from projections.lines import arrival_of
 
-LAST = "Tasktrail-Last-Sequence"
+LAST, OWNER = "Tasktrail-Last-Sequence", "Tasktrail-Owner"
 NDJSON = "application/x-ndjson"
 BATCH = 1_000
 
@@ -36,6 +37,8 @@ class HttpSource:
         self._first_s = FIRST_CONTACT_S if retry_for_s is None else retry_for_s
         self._lost_s = CONTACT_LOST_S if retry_for_s is None else retry_for_s
         self.whole = False
+        self.owner: Owner | None = None
+        """Whose records are shown, where not all are."""
 
     async def look(self) -> None:
         """Learn what the token is shown: another owner's records are refused to one that hears only its own."""
@@ -45,7 +48,10 @@ class HttpSource:
         if answer.status_code != HTTPStatus.FORBIDDEN:
             self.whole = True
         else:
-            await self.end()  # refused, where the token may hear nothing at all
+            answer = await self._ask("GET", "/events", {"limit": "1"})  # refused, where it may hear nothing at all
+            if not answer.headers.get(OWNER):
+                raise NotTried("the service does not say whose records these are: is it older than this command?")
+            self.owner = Owner(answer.headers[OWNER])
 
     async def end(self) -> int:
         """The log's last sequence. Raises ClientError."""

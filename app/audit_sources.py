@@ -19,6 +19,7 @@ from app.supervisor import AUDIT_KEY_FILE
 from app.token_commands import connected, replicas_of
 from eventstore.checkpointing import Signed, Signer
 from eventstore.connection import Connection, NatsAddress, hidden
+from eventstore.events import Owner
 from eventstore.jetstream import STREAM, JetStreamLog
 from eventstore.lock import DirectoryError, DirectoryInUse, Lock
 from eventstore.server import EmbeddedServer, EmbeddedServerError
@@ -40,13 +41,15 @@ class Place(Struct, frozen=True, kw_only=True):
 
 
 class Opened(Struct, frozen=True):
-    """A source; what it is, for people; the log itself, where it is that; and how to have it signed, where somebody can
-    be asked."""
+    """A source; what it is, for people; the log itself, where it is that; how to have it signed, where somebody can be
+    asked, else why nobody can; and whose records it shows, where not all."""
 
     source: Source
     what: str
     log: JetStreamLog | None = None
     sign: Callable[[], Awaitable[Signed]] | None = None
+    unsigned: str = ""
+    owner: Owner | None = None
 
 
 FILE_OPTION = click.Option(
@@ -123,7 +126,11 @@ async def opened(place: Place, *, make: bool = False) -> AsyncGenerator[Opened]:
 async def _service(stack: AsyncExitStack, place: Place) -> Opened:
     address = where(place.data_dir, place.url, place.token)
     source = await stack.enter_async_context(open_http(address, place.retry_for_s))
-    return Opened(source, f"the service at {address.url}", sign=source.sign if source.whole else None)
+    what = f"the service at {address.url}"
+    if source.whole:
+        return Opened(source, what, sign=source.sign)
+    why = f"this token is shown the records of {source.owner} only, and a checkpoint is about everybody's"
+    return Opened(source, what, unsigned=why, owner=source.owner)
 
 
 async def _nats(stack: AsyncExitStack, nats: NatsAddress, *, make: bool) -> Opened:
@@ -178,4 +185,6 @@ async def _stopped(stack: AsyncExitStack, lock: Lock, *, make: bool) -> Opened:
         finally:
             await checkpoints.close()
 
-    return Opened(LogSource(log), f"the data directory {lock.directory}", log, sign if key.exists() else None)
+    there = key.exists()
+    what, why = f"the data directory {lock.directory}", "" if there else f"there is no key {key}"
+    return Opened(LogSource(log), what, log, sign if there else None, why)

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from app.audit_options import TIME, needs
+from app.asking import TIME
+from app.audit_options import needs
 from app.audit_sources import Place, ReadingCommand, opened
 from app.progress import bar
 from app.replies import NotTried
@@ -45,9 +46,12 @@ def stats(place: Place, plot: Path | None, as_json: bool, **window: datetime | O
       tasktrail audit stats --since 2026-01-01 --plot january.png
       tasktrail audit stats --file log.ndjson --json
     """
+    asked = msgspec.convert(window, Window)
+    if asked.since is not None and asked.until is not None and asked.since >= asked.until:
+        raise click.UsageError("--since is not before --until: nothing can lie between")
     if plot is not None:
         needs("matplotlib", "--plot")
-    figures, what = asyncio.run(_count(place, msgspec.convert(window, Window)))
+    figures, what = asyncio.run(_count(place, asked))
     if plot is not None:
         # Imported here: it takes matplotlib, which is an extra.
         from app.plots import draw

@@ -3,7 +3,7 @@
 import click
 import msgspec
 
-from app.asking import ApiCommand, json_option, task_argument, text_of
+from app.asking import SEQUENCE, ApiCommand, json_option, task_argument, text_of
 from app.audit import audit
 from app.client import Client, new_key
 from app.replies import NotTried, task_of
@@ -125,8 +125,8 @@ def watch(ctx: click.Context, client: Client, task_id: TaskId, plain: bool, as_j
 
 @click.command(cls=ApiCommand)
 @task_argument
-@click.option("--events", is_flag=True, help="Its history instead: a line for each fact.")
-@click.option("--at", type=click.IntRange(0, 10**18 - 1), metavar="SEQUENCE", help="As it was when the log was there.")
+@click.option("--events", is_flag=True, help="Its history instead: a line for each fact, with its sequence (for --at).")
+@click.option("--at", type=SEQUENCE, metavar="SEQUENCE", help="As it was when the log was there.")
 @json_option
 @click.pass_obj
 def show(client: Client, task_id: TaskId, events: bool, at: int | None, as_json: bool) -> None:
@@ -142,7 +142,7 @@ def show(client: Client, task_id: TaskId, events: bool, at: int | None, as_json:
         raise click.UsageError("--events or --at, not both")
     if events:
         for told in client.history(task_id):
-            click.echo(told.item if as_json else line(told.recorded))
+            click.echo(told.item if as_json else f"#{told.recorded.sequence:<6} {line(told.recorded)}")
         return
     content = client.get(task_id, at=at)
     if as_json:

@@ -23,6 +23,7 @@ QUIET, LOUD = "#90a4ae", "#37474f"
 MOST = 8
 """Agents, or models, that are told apart; the rest is one."""
 TICKS = 8
+NOTHING = "nothing in this time"
 LEAST_DAYS, LEAST_AGENTS = 7, 4
 """One day alone would be a wall."""
 WIDE = 100
@@ -43,6 +44,9 @@ def draw(figures: Figures, what: str, path: Path) -> None:
 
 def _ends(panel: Axes, figures: Figures) -> None:
     panel.set_title("tasks a day, by outcome")
+    if not figures.days:
+        _say_nothing(panel, NOTHING)
+        return
     places = range(len(figures.days))
     below = [0] * len(figures.days)
     for outcome in OUTCOMES:
@@ -60,6 +64,9 @@ def _of(outcome: Outcome, *counts: int) -> int:
 
 def _facts(panel: Axes, figures: Figures) -> None:
     panel.set_title("facts a day")
+    if not figures.days:
+        _say_nothing(panel, NOTHING)
+        return
     panel.bar(range(len(figures.days)), [day.facts for day in figures.days], color=QUIET)
     _name_days(panel, [day.day for day in figures.days])
 
@@ -67,6 +74,9 @@ def _facts(panel: Axes, figures: Figures) -> None:
 def _lengths(panel: Axes, figures: Figures) -> None:
     panel.set_title("from creation to end, by agent: p50 and p95, seconds")
     ended = sorted((one for one in figures.agents if one.p95_s), key=_slowest, reverse=True)[:MOST]
+    if not ended:
+        _say_nothing(panel, "nothing ended in this time" if figures.days else NOTHING)
+        return
     places = range(len(ended))
     halves, slows = [one.p50_s or 0.0 for one in ended], [one.p95_s or 0.0 for one in ended]
     panel.hlines(places, halves, slows, color=QUIET)
@@ -74,14 +84,11 @@ def _lengths(panel: Axes, figures: Figures) -> None:
     panel.plot(slows, places, "D", color=QUIET, label="p95")
     panel.set_yticks(places, [one.agent for one in ended])
     panel.set_ylim(max(len(ended), LEAST_AGENTS) - 0.5, -0.5)
-    if not ended:
-        _say_nothing(panel, "nothing ended")
-    elif max(slows) > WIDE * min(halves):
+    if max(slows) > WIDE * min(halves):
         panel.set_xscale("log")
     else:
         panel.set_xlim(0, 1.1 * max(slows))
-    if ended:
-        panel.legend(fontsize="small")
+    panel.legend(fontsize="small")
 
 
 def _slowest(agent: OfAgent) -> float:
@@ -92,6 +99,9 @@ def _spent(panel: Axes, figures: Figures) -> None:
     """In dollars; where nothing cost any, in tokens."""
     dollars = any(one.cost for one in figures.spent)
     panel.set_title("cost a day, US dollars" if dollars else "tokens a day")
+    if not figures.spent:
+        _say_nothing(panel, "nothing was spent in this time" if figures.days else NOTHING)
+        return
     days = sorted({one.day for one in figures.spent})
     by_model: defaultdict[str, defaultdict[date, float]] = defaultdict(lambda: defaultdict(float))
     for one in figures.spent:
@@ -107,18 +117,18 @@ def _spent(panel: Axes, figures: Figures) -> None:
         rest = [sum(by_model[model][day] for model in ranked[MOST:]) for day in days]
         panel.bar(range(len(days)), rest, bottom=below, label="others", color=QUIET)
     _name_days(panel, days)
-    if ranked:
-        panel.legend(fontsize="small")
-    else:
-        _say_nothing(panel, "nothing was spent")
+    panel.legend(fontsize="small")
 
 
 def _say_nothing(panel: Axes, why: str) -> None:
+    panel.set_axis_off()
     panel.text(0.5, 0.5, why, transform=panel.transAxes, ha="center", color=QUIET)
 
 
 def _name_days(panel: Axes, days: Sequence[date]) -> None:
     """Some of the days: all of a year would not fit."""
     every = max(1, -(-len(days) // TICKS))
-    panel.set_xlim(-0.7, max(len(days), LEAST_DAYS) - 0.3)
+    # Few days stand in the middle.
+    beside = max(LEAST_DAYS - len(days), 0) / 2
+    panel.set_xlim(-0.7 - beside, len(days) - 0.3 + beside)
     panel.set_xticks(range(0, len(days), every), [f"{day:%b %d}" for day in days[::every]])

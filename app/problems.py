@@ -159,7 +159,17 @@ def _detail(error: HTTPException) -> str:
 
 def _errors(error: HTTPException) -> list[object]:
     extra = error.extra
-    return list(extra) if isinstance(extra, list) else []
+    return [_in_our_words(one) for one in msgspec.convert(extra, list[object])] if isinstance(extra, list) else []
+
+
+def _in_our_words(error: object) -> object:
+    """What the framework says of a value's type names Python's; a client writes HTTP."""
+    if not isinstance(error, dict):
+        return error
+    said = msgspec.convert(error, dict[str, object])
+    if said.get("message") == "Expected `int`, got `str`":
+        said["message"] = "a whole number is wanted here: 20, say"
+    return said
 
 
 def encode(problem: ProblemDetails) -> bytes:

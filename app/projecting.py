@@ -122,7 +122,9 @@ def _show_views(tasks: Tasks, carrier: app.views.Carrier) -> None:
         return {} if position is None else {(): max(0, tail.position + tail.lag - position)}
 
     metrics.gauge(
-        "views_carried", "1: this projector carries the views; 0: it stands by", lambda: carrier.position is not None
+        "views_carried",
+        "1: this projector carries the views; 0: it stands by, or their database is away or spoilt",
+        lambda: carrier.carries,
     )
     # By the dispatcher's tail, which goes on while the views' database is away.
     metrics.gauge_by("views_lag_records", "Records of the log that the views do not have yet", (), lag)

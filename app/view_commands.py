@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from datetime import datetime
 from pathlib import Path
 
 import click
 
-from app.asking import ApiCommand, NatsCommand
+from app.asking import TIME, ApiCommand, NatsCommand
 from app.checked import checked_views_url
 from app.client import Client, local_in
 from app.progress import Show, bar
@@ -20,17 +21,26 @@ MAX_PAGE = 100
 
 
 @click.command(name="list", cls=ApiCommand)
-@click.option("--status", metavar="A,B", help="Only those with one of these statuses.")
+@click.option("--status", multiple=True, metavar="A,B", help="Only those with one of these statuses; repeatable.")
 @click.option("--agent", help="Only those of this agent.")
 @click.option("--session", "session_id", help="Only those of this session.")
-@click.option("--created-after", metavar="TIME", help="Only later ones: 2026-01-31T12:00:00Z, say.")
-@click.option("--created-before", metavar="TIME", help="Only earlier ones.")
+@click.option(
+    "--created-after", type=TIME, metavar="TIME", help="Only later ones: 2026-01-31, or 2026-01-31T12:00:00Z."
+)
+@click.option("--created-before", type=TIME, metavar="TIME", help="Only earlier ones.")
 @click.option("--q", metavar="TEXT", help="Only those with this in their title or input.")
 @click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=20, help="How many.", show_default=True)
 @click.option("--all", "everything", is_flag=True, help="All of them, however many.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, one task a line, as the API gives it.")
 @click.pass_obj
-def list_tasks(client: Client, limit: int, everything: bool, as_json: bool, **filters: str | None) -> None:
+def list_tasks(
+    client: Client,
+    limit: int,
+    everything: bool,
+    as_json: bool,
+    status: tuple[str, ...],
+    **filters: str | datetime | None,
+) -> None:
     """List your tasks, newest first.
 
     \b
@@ -38,7 +48,13 @@ def list_tasks(client: Client, limit: int, everything: bool, as_json: bool, **fi
       tasktrail list --status running,waiting_for_input
       tasktrail list --all --json
     """
-    query: dict[str, str | int] = {name: value for name, value in filters.items() if value is not None}
+    query: dict[str, str | int] = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in filters.items()
+        if value is not None
+    }
+    if status:
+        query["status"] = ",".join(status)
     query["limit"] = MAX_PAGE if everything else limit
     rows: list[tuple[str, ...]] = []
     while True:

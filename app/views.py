@@ -16,6 +16,7 @@ from eventstore.jetstream import JetStreamLog
 from projections.database import Database, ViewsUnavailable
 from projections.listing import Filter
 from projections.projector import Projector
+from projections.seldom import Seldom
 from projections.session import SessionView
 from projections.session_views import SessionPage, SessionTasks, SessionViews
 from projections.task import Task
@@ -42,6 +43,7 @@ class Lists:
     def __init__(self, views_url: str | None) -> None:
         self._database = None if views_url is None else Database.open(views_url)
         self._resting_until = 0.0
+        self._seldom = Seldom()
 
     async def task(self, owner: Owner, task_id: TaskId) -> Task | None:
         """The task as of its `sequence`, if the views have it and say so at once; maybe not what the log says now."""
@@ -59,23 +61,23 @@ class Lists:
         self, owner: Owner, wanted: Filter, *, after: str | None = None, offset: int = 0, limit: int
     ) -> Page:
         """As `Views.list`. Raises BadCursor, ViewsUnavailable."""
-        return await _asked(self._views().list(owner, wanted, after=after, offset=offset, limit=limit))
+        return await self._asked(self._views().list(owner, wanted, after=after, offset=offset, limit=limit))
 
     async def count(self, owner: Owner, wanted: Filter) -> Count:
         """As `Views.count`. Raises ViewsUnavailable."""
-        return await _asked(self._views().count(owner, wanted))
+        return await self._asked(self._views().count(owner, wanted))
 
     async def session(self, owner: Owner, session_id: str) -> SessionView | None:
         """As `SessionViews.get`. Raises ViewsUnavailable."""
-        return await _asked(SessionViews(self._there()).get(owner, session_id))
+        return await self._asked(SessionViews(self._there()).get(owner, session_id))
 
     async def sessions(self, owner: Owner, *, offset: int, limit: int) -> SessionPage:
         """As `SessionViews.list`. Raises ViewsUnavailable."""
-        return await _asked(SessionViews(self._there()).list(owner, offset=offset, limit=limit))
+        return await self._asked(SessionViews(self._there()).list(owner, offset=offset, limit=limit))
 
     async def session_tasks(self, owner: Owner, session_id: str, *, offset: int = 0, limit: int) -> SessionTasks | None:
         """As `SessionViews.tasks`. Raises ViewsUnavailable."""
-        return await _asked(SessionViews(self._there()).tasks(owner, session_id, offset=offset, limit=limit))
+        return await self._asked(SessionViews(self._there()).tasks(owner, session_id, offset=offset, limit=limit))
 
     async def checkpoint(self) -> int:
         """The last sequence that is in them. Raises ViewsUnavailable."""
@@ -89,7 +91,7 @@ class Lists:
                 while await views.checkpoint() < sequence:  # noqa: ASYNC110  # another process carries them
                     await asyncio.sleep(LOOK_S)
         except ViewsUnavailable as error:
-            raise _told(error) from error
+            raise self._refusal(error) from error
         except TimeoutError as error:
             raise ViewsUnavailable("the views are behind the log") from error
 
@@ -106,18 +108,17 @@ class Lists:
             raise ViewsUnavailable(NONE_KEPT)
         return self._database
 
+    async def _asked(self, question: Awaitable[Answer]) -> Answer:
+        try:
+            return await question
+        except ViewsUnavailable as error:
+            raise self._refusal(error) from error
 
-async def _asked(question: Awaitable[Answer]) -> Answer:
-    try:
-        return await question
-    except ViewsUnavailable as error:
-        raise _told(error) from error
-
-
-def _told(error: ViewsUnavailable) -> ViewsUnavailable:
-    """What a client is told; the database's address and its words are for whoever is on call."""
-    log.warning("views.not_readable", error=str(error))
-    return ViewsUnavailable(NOT_NOW)
+    def _refusal(self, error: ViewsUnavailable) -> ViewsUnavailable:
+        """What a client is told; the database's address and its words are for whoever is on call."""
+        if self._seldom.due(str(error)):
+            log.warning("views.not_readable", error=str(error))
+        return ViewsUnavailable(NOT_NOW)
 
 
 class Carrier:
@@ -132,6 +133,11 @@ class Carrier:
     def position(self) -> int | None:
         """The last sequence that is in the views; None: another projector carries them, or nobody."""
         return None if self._projector is None else self._projector.position
+
+    @property
+    def carries(self) -> bool:
+        """Whether it carries them now: it leads, and the database lets it."""
+        return self._projector is not None and self._projector.well
 
     async def run(self) -> None:
         """Until cancelled."""

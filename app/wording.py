@@ -164,7 +164,10 @@ def whats_needed(status: Status, task_id: str, question: str | None, review: str
 
 def card(body: TaskBody, *, now: datetime | None = None) -> str:
     """A task as it is (or was, `now`): what it has to say, one aligned line each; what it lacks is left out."""
-    took_until = body.ended_at or now or datetime.now(UTC)
+    elapsed = None
+    if body.created_at is not None:
+        elapsed = lasted(((body.ended_at or now or datetime.now(UTC)) - body.created_at).total_seconds())
+        elapsed += " (up to its last fact then)" if now is not None and body.ended_at is None else ""
     rows: list[tuple[str, str | None]] = [
         ("task", body.task_id),
         ("status", body.status + (" (a pause is wished for)" if body.pause_requested else "")),
@@ -174,7 +177,7 @@ def card(body: TaskBody, *, now: datetime | None = None) -> str:
         ("created", moment(body.created_at) if body.created_at else None),
         ("started", moment(body.started_at) if body.started_at else None),
         ("ended", moment(body.ended_at) if body.ended_at else None),
-        ("elapsed", lasted((took_until - body.created_at).total_seconds()) if body.created_at else None),
+        ("elapsed", elapsed),
         ("deadline", moment(body.deadline) if body.deadline else None),
         ("runs", f"{body.run}, {body.failures} of at most {body.max_failures} failures" if body.run else None),
         ("approval", body.approval_mode if body.approval_mode != "auto" else None),

@@ -4,7 +4,6 @@ Whoever changes a record breaks the chain where the next one says what the hash 
 was taken away, are what the signed checkpoints are for.
 """
 
-import base64
 import hashlib
 from collections import deque
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from eventstore.codec import SESSION_TAGS, TAGS, Unreadable, decode_checkpoint, field_of
+from eventstore.codec import SESSION_TAGS, TAGS, Unreadable, decode_checkpoint
 from eventstore.events import BlobReference, Checkpoint, Ending, FileReference, LogRecord, Time
 from eventstore.log import CHECKPOINTS, Arrival
 from projections.lines import whose
@@ -100,6 +99,7 @@ class Verification:
         self._covered = 0
         self._checkpoints = 0
         self._seen_keys: set[str] = set()
+        self._strange_key = ""
 
     @property
     def covered(self) -> Covered:
@@ -155,6 +155,10 @@ class Verification:
             return
         if not (said.after == self._covered <= said.sequence < arrival.sequence):
             what = f"it covers {said.after + 1} to {said.sequence}, where {self._covered + 1} was to come"
+            if self._strange_key:
+                what += (
+                    f"; those before are signed by {self._strange_key}: where the key was changed, give that one too"
+                )
             self._say(arrival.sequence, arrival.subject, what)
             if self._whole and said.after == self._covered == self._leaves.after and leaves is not None:
                 self._compare(arrival, said, self._leaves.up_to(said.sequence), leaves)
@@ -166,6 +170,7 @@ class Verification:
         self._covered = said.sequence
         self._checkpoints += 1
         self._seen_keys.add(said.key)
+        self._strange_key = ""
 
     def blob(self, wanted: Wanted, content: bytes | None) -> None:
         """What was found by a record's reference."""
@@ -222,6 +227,7 @@ class Verification:
             self._say(*where, "its signature is wrong")
         elif self._keys and said.key not in self._keys:
             self._say(*where, f"it is signed by {said.key}, which is none of the keys given")
+            self._strange_key = said.key
         else:
             return True
         return False
@@ -291,14 +297,3 @@ def _jump(before: _Link, head: _Head) -> str:
 
 def _brief(subject: str) -> bytes:
     return leaf_of(subject, b"")
-
-
-def leaves_in(arrival: Arrival, blob: bytes | None) -> bytes | None:
-    """A checkpoint's leaves: in its record, or in its blob; None where they are not there or are no base64."""
-    try:
-        fact = decode_checkpoint(arrival.stored).fact
-        text = fact.leaves if isinstance(fact, Checkpoint) else ""
-        text = text or (str(field_of(blob, "leaves")) if blob is not None else "")
-        return base64.b64decode(text, validate=True) if text else None
-    except (Unreadable, ValueError, msgspec.MsgspecError):
-        return None

@@ -11,32 +11,21 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from sqlite3 import Error as SqliteError
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from asyncpg import InterfaceError, PostgresError
 from msgspec import ValidationError
-from sqlalchemy import Connection, event, text
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+
+from projections.sqlite import BUSY_S, SPOILT, SqliteFile, is_error
 
 Answer = TypeVar("Answer")
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
-BUSY_S = 15.0
-"""How long a writer of SQLite waits for another one."""
 STATEMENT_S = 60.0
-# A power cut may take the last transactions, each as a whole: they come again from the log. The WAL grows to 64 MiB
-# before it is written back: at the default of 4 a rebuild waits for the disk half of the time.
-PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=NORMAL",
-    "wal_autocheckpoint=16384",
-    "cache_size=-65536",
-    "temp_store=MEMORY",
-)
-SPOILT = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 OUR_LOCK = 0x7461736B
 """PostgreSQL's advisory lock under which generations are made, switched and dropped."""
 
@@ -57,15 +46,6 @@ class BadCursor(ViewsError):
     """Not a cursor of ours."""
 
 
-class _Cursor(Protocol):
-    def execute(self, sql: str, /) -> object: ...
-    def close(self) -> None: ...
-
-
-class _Connected(Protocol):
-    def cursor(self) -> _Cursor: ...
-
-
 def settled(url: str) -> str:
     """The same address, a file by its whole path, for processes elsewhere. Raises ViewsUnavailable."""
     Database.open(url)
@@ -78,9 +58,11 @@ def settled(url: str) -> str:
 class Database:
     """A pool of connections. `open` first, `close` last."""
 
-    def __init__(self, engine: AsyncEngine, *, sqlite: bool) -> None:
+    def __init__(self, engine: AsyncEngine, file: SqliteFile | None) -> None:
         self._engine = engine
-        self.sqlite = sqlite
+        self._file = file
+        if file is not None:
+            file.watch(engine)
         self._working: set[object] = set()
         self._idle = asyncio.Event()
 
@@ -96,7 +78,12 @@ class Database:
         if kind not in DRIVERS:
             raise ViewsUnavailable(f"views are kept in SQLite or PostgreSQL, not in {kind}")
         parsed = parsed.set(drivername=DRIVERS[kind])
-        return cls(_sqlite(parsed), sqlite=True) if kind == "sqlite" else cls(_postgresql(parsed), sqlite=False)
+        return cls(*_sqlite(parsed)) if kind == "sqlite" else cls(_postgresql(parsed), None)
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether it is SQLite; else it is PostgreSQL."""
+        return self._file is not None
 
     @property
     def address(self) -> str:
@@ -115,16 +102,31 @@ class Database:
 
     @asynccontextmanager
     async def writing(self, *, alone: bool = False) -> AsyncGenerator[AsyncConnection]:
-        """A transaction that is there as a whole or not at all; `alone`: no two such at once. Raises ViewsUnavailable.
+        """A transaction that is there as a whole or not at all; `alone`: no two such at once, and SQLite's file is made
+        for it where there is none. Raises ViewsUnavailable.
 
         SQLite has one writer at a time: it begins as one, for a reader that turns writer may be told that it is late.
         """
+        if alone and self._file is not None:
+            async with _named_errors(self.address):
+                await asyncio.to_thread(self._file.make)
         async with _named_errors(self.address), self._engine.connect() as connection:
             await connection.execution_options(writes=True)
             async with connection.begin():
                 if alone and not self.sqlite:
                     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": OUR_LOCK})
                 yield connection
+
+    async def look(self) -> None:
+        """Raises ViewsUnavailable where it can be seen that it is not, or not whole, what it was. A file that nobody
+        reads from the disk or writes to is else missed by nobody."""
+        async with _named_errors(self.address):
+            if self._file is not None:
+                await asyncio.to_thread(self._file.look)
+        async with self.reading():
+            pass
+        if self._file is not None and self._file.torn:
+            raise ViewsUnavailable(f"{self.address}: a file beside it (-wal, -shm) was taken away; it is made anew")
 
     async def whole(self, work: Coroutine[object, object, Answer]) -> Answer:
         """Let this come to its end even if who waits for it does not. A driver that is cancelled in the middle leaves
@@ -157,52 +159,22 @@ async def _named_errors(address: str) -> AsyncGenerator[None]:
         # (SQLAlchemy's own text would quote the statement with its values: other people's titles.)
         cause = getattr(error, "orig", None) or error
         reason = (str(cause) or type(cause).__name__).splitlines()[0][:300]
-        if isinstance(cause, SqliteError) and getattr(cause, "sqlite_errorname", "").startswith(SPOILT):
-            reason += "; if it is the views' own file, delete it: all of it is made anew from the log"
+        if is_error(cause, SPOILT):
+            reason += "; if it is the views' own file, delete it (-wal and -shm beside it may stay)"
+            reason += ": all of it is made anew from the log"
         raise ViewsUnavailable(f"{address}: {reason}") from error
     except ValidationError as error:
         raise ViewsUnavailable(f"{address}: a row that this release can't read: {error}") from error
 
 
-def _sqlite(url: URL) -> AsyncEngine:
+def _sqlite(url: URL) -> tuple[AsyncEngine, SqliteFile]:
     if not url.database or url.database == ":memory:":
         raise ViewsUnavailable("SQLite's views need a file: each connection would have a memory of its own")
     database = Path(url.database)
     if not database.parent.is_dir():
         raise ViewsUnavailable(f"there is no directory {database.parent}")
-    # isolation_level None: the driver begins no transactions of its own; ours are below.
-    engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": BUSY_S})
-
-    def on_connect(connected: _Connected, record: ConnectionPoolEntry) -> None:
-        cursor = connected.cursor()
-        for pragma in PRAGMAS:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-        record.info["file"] = _file(database)
-
-    def on_checkout(_connected: _Connected, record: ConnectionPoolEntry, _proxy: object) -> None:
-        # A file that was deleted, or put in place of another, lives on for whoever has it open: some would read it for
-        # ever, others the new one. The pool opens another connection instead.
-        if record.info["file"] != _file(database):
-            raise DisconnectionError
-
-    def on_begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    event.listen(engine.sync_engine, "connect", on_connect)
-    event.listen(engine.sync_engine, "checkout", on_checkout)
-    event.listen(engine.sync_engine, "begin", on_begin)
-    return engine
-
-
-def _file(path: Path) -> tuple[int, int] | None:
-    """Which file this is; None: there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    # isolation_level None: the driver begins no transactions of its own; the file's watch does.
+    return create_async_engine(url, connect_args={"isolation_level": None, "timeout": BUSY_S}), SqliteFile(database)
 
 
 def _postgresql(url: URL) -> AsyncEngine:

@@ -5,6 +5,7 @@ was cut off in the middle (a line, a blob without its record) is cut away and wr
 """
 
 import mmap
+import os
 from collections.abc import Callable, Generator
 from contextlib import aclosing, contextmanager
 from datetime import datetime
@@ -24,6 +25,14 @@ from projections.sources import Source
 HEADER = b'{"tasktrail_export":'
 CLOUDEVENT = b'{"specversion":'
 BLOB = b'{"blob":'
+OTHERS = (
+    (b"PAR1", "is a Parquet export"),
+    (CLOUDEVENT, "is a CloudEvents export"),
+    (b'{"sequence":', "has no header: the first line of the export is missing"),
+    (BLOB, "has no header: the first line of the export is missing"),
+    (b"\xef\xbb\xbf", "begins with a byte order mark: it went through another program"),
+)
+"""What else a file may begin with, and what it is then."""
 
 
 class NotContinued(LogError):
@@ -50,7 +59,7 @@ class Selection(Struct, frozen=True, kw_only=True):
 class Header(Struct, frozen=True, kw_only=True):
     """The first line of an export: of which form it is, which release made it and when, and what is in it.
 
-    `whole`: all records from the first on; else those of one owner, or not from the first on.
+    `whole`: all records from the first on; else those of one owner, or not from the first on, as `selection` says.
     """
 
     tasktrail_export: int = 1
@@ -58,6 +67,14 @@ class Header(Struct, frozen=True, kw_only=True):
     made_at: Time
     whole: bool
     selection: Selection = Selection()
+
+    @property
+    def contradiction(self) -> str:
+        """What can't be; nobody signed this line. Empty: nothing."""
+        if self.whole == (self.selection == Selection()):
+            return ""
+        what = "all of the log, and only a part" if self.whole else "a part of the log, and not which"
+        return f"the header says that this is {what}: it was changed"
 
 
 class Form(Struct, frozen=True):
@@ -99,13 +116,20 @@ def cloudevents() -> Form:
 
 
 def header_of(line: bytes) -> Header:
-    """Raises BadLine where it is no export's first line, or that of a newer release."""
+    """Raises BadLine, which says what of the file, where it is no export's first line, or that of a newer release."""
+    if not line:
+        raise BadLine("is empty")
+    for begins, what in OTHERS:
+        if line.startswith(begins):
+            raise BadLine(what)
+    if line.endswith(b"\r\n"):
+        raise BadLine("is not as it was written: its line endings were changed, to CR and LF; change them back")
     try:
         header = _header.decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BadLine(f"not the first line of an export: {error}") from error
+        raise BadLine(f"is no export: its first line is no header ({error})") from error
     if header.tasktrail_export != 1:
-        raise BadLine(f"an export in form {header.tasktrail_export}, which this release can't read")
+        raise BadLine(f"is an export in form {header.tasktrail_export}, which this release can't read")
     return header
 
 
@@ -153,14 +177,24 @@ def begun(path: Path, form: Form) -> Kept:
     """Begin the file, or find what is whole of it. Raises NotContinued where it was to hold something else."""
     kept = kept_in(path, form.begins, form.sequence_of)
     if kept is None:
-        path.write_bytes(form.header)
+        with made_privately(path) as file:
+            file.write(form.header)
         return Kept(0, form.header, len(form.header))
     if form.header:
         with path.open("rb") as file:
-            there, wanted = header_of(file.readline()), header_of(form.header)
+            first = file.readline()
+        try:
+            there, wanted = header_of(first), header_of(form.header)
+        except BadLine as error:
+            raise NotContinued(f"{path} {error}") from error
         if (there.selection, there.whole) != (wanted.selection, wanted.whole):
             raise NotContinued(f"{path} is there already, and is an export of something else")
     return kept
+
+
+def made_privately(path: Path) -> BinaryIO:
+    """An empty file, readable by its user alone where it is new: everybody's data is in it. Raises OSError."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 async def check_continued(kept: Kept, form: Form, source: Source) -> None:
@@ -170,7 +204,10 @@ async def check_continued(kept: Kept, form: Form, source: Source) -> None:
     async with aclosing(source.arrivals(kept.sequence - 1, kept.sequence)) as batches:
         found = [arrival async for batch in batches for arrival in batch]
     if not found or form.written(found[0]) != kept.line:
-        raise NotContinued(f"the file is an export of another log: this one's record {kept.sequence} is another")
+        raise NotContinued(
+            f"the file's last line is not this log's record {kept.sequence}: it is an export of another log, or the"
+            " line was changed"
+        )
 
 
 async def export(

@@ -35,8 +35,8 @@ class CantImport(LogError):
 
 
 class ExportFile:
-    """An NDJSON export. Lines that an export would not have written so are passed over, and counted in `broken`; where
-    it is `strict` they raise BadLine. Build with `open`, which raises BadLine.
+    """An NDJSON export. Lines that an export would not have written so are passed over, counted, and the first of them
+    named in `broken`; where it is `strict` they raise BadLine. Build with `open`, which raises BadLine.
 
     What is not exactly as we write it may say one thing to us and another to whoever else reads it."""
 
@@ -44,6 +44,7 @@ class ExportFile:
         self.path = path
         self.header = header
         self.broken: list[str] = []
+        self.broken_count = 0
         self._strict = strict
         self._blobs: dict[str, bytes] = {}
         self._seen_blobs: set[str] = set()
@@ -56,6 +57,8 @@ class ExportFile:
         try:
             with path.open("rb") as file:
                 return cls(path, header_of(file.readline(MAX_HEADER)), strict=strict)
+        except BadLine as error:
+            raise BadLine(f"{path} {error}; only an NDJSON export, as it was written, can be read") from error
         except OSError as error:
             raise BadLine(f"{path} can't be read: {error.strerror}") from error
 
@@ -66,8 +69,9 @@ class ExportFile:
 
     @property
     def begins_later(self) -> bool:
-        """Whether what came first was left out."""
-        return self.header.selection.after > 0 or self.header.selection.since is not None
+        """Whether what came first was left out, as its header says without contradicting itself."""
+        selection = self.header.selection
+        return not self.header.contradiction and (selection.after > 0 or selection.since is not None)
 
     @property
     def last(self) -> int:
@@ -98,8 +102,10 @@ class ExportFile:
 
     def batches(self) -> Generator[list[Arrival]]:
         """All records, and no more than a bounded number of bytes at a time."""
-        self.broken = []
+        self.broken, self.broken_count = [], 0
         self._seen_blobs = set()
+        if self.header.contradiction:
+            self._say_broken(f"{self.path}: {self.header.contradiction}")
         with self.path.open("rb") as file:
             file.readline(MAX_HEADER)
             while True:
@@ -126,15 +132,15 @@ class ExportFile:
                 if not line:
                     return
                 arrival = arrival_of(line)
-                if wrong := _not_ours(arrival, line):
-                    self._break(file, line, BadLine(wrong))
-                yield arrival
-                count += 1
-            except BadBlob as error:
-                waiting[error.name] = b""
-                self._break(file, line, error)
             except BadLine as error:
+                if isinstance(error, BadBlob):
+                    waiting[error.name] = b""
                 self._break(file, line, error)
+                continue
+            if wrong := _not_ours(arrival, line):
+                self._break(file, line, BadLine(wrong))
+            yield arrival
+            count += 1
 
     def _blob(self, line: bytes) -> tuple[str, bytes] | None:
         blob = blob_of(line)
@@ -154,11 +160,14 @@ class ExportFile:
             raise BadLine(f"blob {strangers[0]} is not what the record after it refers to")
 
     def _break(self, file: BinaryIO, line: bytes, error: BadLine) -> None:
-        where = f"at byte {file.tell() - len(line):,} of {self.path}: {error}"
+        self._say_broken(f"at byte {file.tell() - len(line):,} of {self.path}: {error}")
+
+    def _say_broken(self, what: str) -> None:
         if self._strict:
-            raise BadLine(where) from error
+            raise BadLine(what)
+        self.broken_count += 1
         if len(self.broken) < MAX_BROKEN:
-            self.broken.append(where)
+            self.broken.append(what)
 
 
 def _not_ours(arrival: Arrival, line: bytes) -> str:

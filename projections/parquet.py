@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from eventstore.events import Time
 from eventstore.log import Arrival
-from projections.exports import references_of
+from projections.exports import made_privately, references_of
 from projections.imports import ExportFile
 from projections.lines import whose
 
@@ -68,7 +68,8 @@ def to_parquet(export: Path, path: Path, on_progress: Callable[[int, int], None]
     file = ExportFile.open(export)
     end, count = file.last, 0
     unfinished = path.with_name(f"{path.name}.new")
-    with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
+    unfinished.unlink(missing_ok=True)
+    with made_privately(unfinished) as out, pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
         for rows in _groups(file):
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
             count += len(rows)

@@ -14,6 +14,7 @@ from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Repl
 from projections.checkpoint import is_of
 from projections.database import Database, Superseded, ViewsUnavailable
 from projections.generations import Generation
+from projections.seldom import Seldom
 
 log = structlog.stdlib.get_logger()
 
@@ -23,6 +24,8 @@ LINGER_S = 0.05
 LOOK_S = 0.25
 """How often it is looked whether we still lead, and whether there is an end that no arrival announces."""
 AGAIN_S = 0.5
+DATABASE_S = 1.0
+"""How often it is looked whether the database is still the one that was written to, where nothing new comes."""
 OneRead = TypeVar("OneRead")
 
 
@@ -74,6 +77,9 @@ class Projector:
         self._generation: Generation | None = None
         self._replay: Replay | None = None
         self._served = False
+        self._well = False
+        self._seldom = Seldom()
+        self._looked_at = 0.0
         self._begun = self._position = self._end = self._records = 0
         self._begun_at = 0.0
 
@@ -81,6 +87,11 @@ class Projector:
     def position(self) -> int:
         """The last sequence that it has taken in."""
         return self._position
+
+    @property
+    def well(self) -> bool:
+        """Whether log and database did what was asked of them when last they were asked."""
+        return self._well
 
     async def run_once(self) -> int:
         """One batch; how many of the log's records were in it (0: it is at the end, or does not lead).
@@ -102,7 +113,8 @@ class Projector:
             try:
                 await self._step()
             except (ViewsUnavailable, LogUnavailable) as error:
-                log.warning("projector.not_yet", error=str(error))
+                if self._seldom.due(str(error)):
+                    log.warning("projector.not_yet", error=str(error))
                 await asyncio.sleep(AGAIN_S)
         await self.close()
 
@@ -138,12 +150,23 @@ class Projector:
                 return len(arrivals)
             if arrivals:
                 await self.close()  # they were taken and will not be carried
+            if time.monotonic() >= self._looked_at + DATABASE_S:
+                await self._look(generation)
             return 0
         except BaseException as error:
+            self._well = False
             await self.close()
             if not await self._recovered(error):
                 raise
             return 0
+
+    async def _look(self, generation: Generation) -> None:
+        """Raises ViewsUnavailable, Superseded where the database is gone, spoilt, or not where we left it."""
+        await self._database.look()
+        reached = (await generation.checkpoint()).sequence
+        if reached < self._position:
+            raise Superseded(f"the views are at {reached}, not at {self._position}")
+        self._looked_at = time.monotonic()
 
     async def _recovered(self, error: BaseException) -> bool:
         """What a new beginning cures: the log is another one; the generation is gone, or is not where we left it."""
@@ -164,6 +187,8 @@ class Projector:
         if self._generation is not None and self._replay is not None:
             return self._generation, self._replay
         generation = self._generation = self._given or await Generation.current(self._database)
+        await self._database.look()
+        self._looked_at = time.monotonic()
         checkpoint = await generation.checkpoint()
         self._end = await self._log.last_sequence()
         if not await is_of(self._log, checkpoint, end=self._end):
@@ -172,6 +197,7 @@ class Projector:
         self._begun = self._position = checkpoint.sequence
         self._begun_at, self._records = time.monotonic(), 0
         self._replay = await self._log.replay(after=checkpoint.sequence)
+        self._well = True
         log.info("projector.begins", generation=generation.number, checkpoint=checkpoint.sequence, end=self._end)
         return generation, self._replay
 

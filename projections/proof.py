@@ -7,11 +7,12 @@ import base64
 import hashlib
 from datetime import datetime
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec.structs import replace
 
-from eventstore.codec import decode_checkpoint
+from eventstore.codec import Unreadable, decode_checkpoint, field_of
 from eventstore.events import Checkpoint, LogRecord
 from eventstore.log import CHECKPOINTS, Arrival, LogError
 
@@ -133,3 +134,14 @@ def public_key(name: str) -> Ed25519PublicKey:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(name.removeprefix(KEY_PREFIX), validate=True))
     except ValueError as error:
         raise BadKey(f"not a public key: {name[:80]!r} ({KEY_PREFIX}<base64> is one)") from error
+
+
+def leaves_in(arrival: Arrival, blob: bytes | None) -> bytes | None:
+    """A checkpoint's leaves: in its record, or in its blob; None where they are not there or are no base64."""
+    try:
+        fact = decode_checkpoint(arrival.stored).fact
+        text = fact.leaves if isinstance(fact, Checkpoint) else ""
+        text = text or (str(field_of(blob, "leaves")) if blob is not None else "")
+        return base64.b64decode(text, validate=True) if text else None
+    except (Unreadable, ValueError, msgspec.MsgspecError):
+        return None

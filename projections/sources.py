@@ -10,7 +10,8 @@ from typing import Protocol
 from eventstore.events import TaskId
 from eventstore.log import CHECKPOINTS, Arrival, BlobDamaged, EventLog, task_of_subject
 from eventstore.replay import take_through
-from projections.audit import Verification, leaves_in
+from projections.audit import Verification
+from projections.proof import leaves_in
 
 
 class Source(Protocol):

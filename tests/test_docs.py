@@ -117,6 +117,18 @@ async def run_page(page: Path, directory: Path, **environment: str) -> None:
     assert last == len(wanted) - 1
 
 
+async def again(page: Path, **environment: str) -> str:
+    """Run a page's Python once more; what it prints."""
+    (snippet,) = (text for _, language, text, _ in blocks(page) if language == "python")
+    told = clean_environment(**environment)
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", snippet, env=told, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await asyncio.wait_for(running.communicate(), WITHIN_S)
+    assert running.returncode == 0, said.decode()
+    return said.decode()
+
+
 def at_home(directory: Path) -> Path:
     """As the project's directory is after `make install`."""
     (directory / ".venv").symlink_to(sys.prefix)
@@ -147,7 +159,15 @@ async def test_what_the_cluster_page_shows_works_as_shown(nats_address: NatsAddr
 async def test_what_the_page_on_the_log_shows_works_as_shown(nats_address: NatsAddress, tmp_path: Path) -> None:
     home = at_home(tmp_path)
     async with serving(home / ".tasktrail", "--nats-url", nats_address.url) as service:
-        await run_page(THE_LOG, home, URL=service.url, TOKEN=service.token, NATS_URL=nats_address.url)
+        async with httpx.AsyncClient(base_url=service.url, headers={"X-API-Key": service.token}) as client:
+            waits = {"agent": "simulator", "input": {"steps": [{"ask": "which?"}]}}
+            asked = await client.post("/tasks", json=waits, headers={"Prefer": "wait=20"})
+            await run_page(THE_LOG, home, URL=service.url, NATS_URL=nats_address.url)
+            (await client.post(f"/tasks/{asked.json()['task_id']}/cancel", json={})).raise_for_status()
+        # Its consumer goes on where it was, in the middle of a task's chain; then there is nothing new.
+        for number in (1, 2):
+            said = await again(THE_LOG, NATS_URL=nats_address.url)
+            assert ("task.cancelled" in said) == (number == 1), said
 
 
 @pytest.mark.parametrize("page", [*RUN, CLUSTER, THE_LOG], ids=name)

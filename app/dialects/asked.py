@@ -77,6 +77,23 @@ def known_versions(request: Asked, task: Task) -> set[int]:
     return {int(version) for version in re.findall(r'"(\d{1,9})"', given)}
 
 
+def every(request: Asked, name: str) -> str | None:
+    """All that is given of a comma list in the query: who names it twice means both."""
+    return ",".join(request.query_params.getall(name, [])) if name in request.query_params else None
+
+
+def flag(name: str, text: str) -> bool:
+    """True or false, in these words. Raises BadRequest."""
+    return one_of(name, text, "true", "false") == "true"
+
+
+def one_of(name: str, text: str, *words: str) -> str:
+    """One of these. Raises BadRequest."""
+    if text not in words:
+        raise BadRequest(f"{name}: there is no {text[:60]!r}; there are: {', '.join(words)}")
+    return text
+
+
 async def strictly(request: Asked, data: Said) -> Said:
     """What was said, if it was said so: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
     said = msgspec.json.decode(await request.body(), type=dict[str, object])

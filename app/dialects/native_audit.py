@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, TypeVar, get_args
 from urllib.parse import urlencode
 
 import msgspec
@@ -15,13 +15,13 @@ from litestar.params import FromPath, QueryParameter
 from litestar.types import ASGIApp
 from msgspec import UNSET, Struct, UnsetType
 
-from app.audit_answers import LAST, NDJSON, AuditStream, as_cloudevent
+from app.audit_answers import LAST, NDJSON, OWNER, AuditStream, as_cloudevent
 from app.audit_feed import AuditFeeds, Page, Question
 from app.audit_filter import Wanted
 from app.auth import NotAllowed, Principal, Revocations
-from app.dialects.asked import Asked
+from app.dialects.asked import Asked, every, flag, one_of
 from app.dialects.native import task_id_of
-from app.dialects.native_lists import TIME, time_of
+from app.dialects.native_lists import FLAG, TIME, time_of
 from app.feed import Streams
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound
@@ -97,8 +97,10 @@ SINCE = QueryParameter(
     schema_extra=TIME.schema_extra,
 )
 LIMIT = QueryParameter(ge=1, le=1000, description="pages: 100 without it; streams end after so many")
-FORMAT = QueryParameter(description="what a stream's lines, or its events' data, are")
-FOLLOW = QueryParameter(description="NDJSON goes on with what comes")
+FORMAT = QueryParameter(
+    description="what a stream's lines, or its events' data, are", schema_extra={"enum": ["records", "cloudevents"]}
+)
+FOLLOW = QueryParameter(description="NDJSON goes on with what comes", schema_extra=FLAG)
 TOKEN = QueryParameter(description="on SSE, instead of a header")
 SAID = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 409: PROBLEM, 503: PROBLEM}
 PAGE = ResponseSpec(LogPage, generate_examples=False, description="a page, or a stream")
@@ -116,13 +118,15 @@ class Filters(Struct, frozen=True):
 
 
 def filters(
+    request: Asked,
     owner: Annotated[str | None, OWNERS] = None,
     agent: Annotated[str | None, AGENTS] = None,
     task_id: Annotated[str | None, TASKS] = None,
     type: Annotated[str | None, OF_TYPES] = None,
 ) -> Filters:
     """The filters of a query."""
-    return Filters(owner, agent, task_id, type)
+    del owner, agent, task_id, type  # read with all that was said of each
+    return Filters(*(every(request, name) for name in Filters.__struct_fields__))
 
 
 @get(
@@ -142,8 +146,8 @@ async def get_log(
     after: Annotated[str | None, AFTER] = None,
     since: Annotated[str | None, SINCE] = None,
     limit: Annotated[int | None, LIMIT] = None,
-    format: Annotated[Literal["records", "cloudevents"], FORMAT] = "records",
-    follow: Annotated[Literal["true", "false"], FOLLOW] = "false",
+    format: Annotated[str, FORMAT] = "records",
+    follow: Annotated[str, FOLLOW] = "false",
     token: Annotated[str | None, TOKEN] = None,
 ) -> ASGIApp:
     """The log: your own part of it (scope `audit`), or all of it (`audit:all`). By `Accept`: a JSON page; a stream that
@@ -151,6 +155,7 @@ async def get_log(
     `follow=true` beyond; a page of CloudEvents (batch); or the one CloudEvent that comes next (204: none yet)."""
     del token  # read where the request is authenticated
     request.user.need("audit")
+    form, follows = one_of("format", format, "records", "cloudevents"), flag("follow", follow)
     kind = request.accept.best_match(KINDS, JSON)
     resumed = (request.headers.get("last-event-id") if kind == SSE else None) or after
     question = Question(
@@ -159,7 +164,7 @@ async def get_log(
         cursor=None if resumed is None else cursor_of(resumed),
         since=None if since is None else time_of("since", since),
         limit=limit,
-        follow=kind == SSE or (kind == NDJSON and follow == "true"),
+        follow=kind == SSE or (kind == NDJSON and follows),
     )
     if kind not in (SSE, NDJSON):
         question = msgspec.structs.replace(question, limit=1 if kind == ONE else limit or 100)
@@ -172,7 +177,7 @@ async def get_log(
         principal=request.user,
         question=question,
         kind="sse" if kind == SSE else "ndjson",
-        render=as_cloudevent if format == "cloudevents" else line_of,
+        render=as_cloudevent if form == "cloudevents" else line_of,
     )
 
 
@@ -212,6 +217,8 @@ def answer_page(request: Asked, page: Page, kind: str) -> Response[bytes]:
     rest = [(name, value) for name, value in request.query_params.multi_items() if name not in left]
     on = f"{str(request.scope['root_path']).rstrip('/')}/events?{urlencode([*rest, ('after', page.cursor)])}"
     headers = {"Cache-Control": "private, no-cache", LAST: str(page.last), "Link": f'<{on}>; rel="next"'}
+    if not request.user.hears_all:
+        headers[OWNER] = request.user.owner
     match kind:
         case "application/cloudevents+json":
             if not page.arrivals:

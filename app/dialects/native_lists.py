@@ -1,7 +1,7 @@
 """Our own API's lists: an owner's tasks, read from the views."""
 
 from datetime import datetime
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import msgspec
 from litestar import HttpMethod, Response, get, route
@@ -11,7 +11,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
 
-from app.dialects.asked import Asked
+from app.dialects.asked import Asked, every, flag
 from app.dialects.native import PublicStatus, TaskList, render
 from app.openapi import PROBLEM
 from app.problems import BadRequest
@@ -36,6 +36,10 @@ CURSOR = QueryParameter(
 WORDS = QueryParameter(description="found in the title or the input, whatever its case", max_length=MAX_WORDS)
 
 
+FLAG = {"enum": ["true", "false"]}
+TOTAL = QueryParameter(description="count them all, too", schema_extra=FLAG)
+
+
 @get("/tasks", responses={200: TASKS, 400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}, tags=["tasks"])
 async def list_tasks(
     request: Asked,
@@ -48,13 +52,15 @@ async def list_tasks(
     q: Annotated[str | None, WORDS] = None,
     cursor: Annotated[str | None, CURSOR] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
-    total: Annotated[Literal["true", "false"], QueryParameter(description="count them all, too")] = "false",
+    total: Annotated[str, TOTAL] = "false",
 ) -> Response[bytes]:
     """Your tasks, newest first, as far as the views are: they follow the log by some tenths of a second. A large input
     or result is null here, and whole in the task itself."""
+    del status  # read with all that was said of it
     request.user.need("tasks:read")
+    statuses, counted = every(request, "status"), flag("total", total)
     wanted = Filter(
-        statuses=None if status is None else statuses_of(status),
+        statuses=None if statuses is None else statuses_of(statuses),
         agent=agent,
         session_id=session_id,
         created_after=None if created_after is None else time_of("created_after", created_after),
@@ -62,7 +68,7 @@ async def list_tasks(
         q=q or None,
     )
     page = await lists.page(request.user.owner, wanted, after=cursor, limit=limit)
-    count = await lists.count(request.user.owner, wanted) if total == "true" else None
+    count = await lists.count(request.user.owner, wanted) if counted else None
     headers = {"Cache-Control": "private, no-cache"}
     return Response(listed(page, count), headers=headers, media_type="application/json")
 

@@ -228,6 +228,10 @@ async def test_what_can_not_be_asked_is_said_clearly(api: Api):
             assert (answer.status_code, answer.json()["code"]) == (400, code), query
     told = (await api.client.get("/events?type=task.creatd")).json()["detail"]
     assert told.startswith("type: 'task.creatd' is none; there are: task.created, ")
+    told = (await api.client.get("/events?follow=yes")).json()["detail"]
+    assert told == "follow: there is no 'yes'; there are: true, false"
+    both = await api.client.get("/events?type=task.creatd&type=task.created")
+    assert both.status_code == 400, "all that is said of it counts"
 
 
 async def test_a_batch_is_cloudevents_and_leads_on(api: Api):

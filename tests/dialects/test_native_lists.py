@@ -176,6 +176,19 @@ async def test_what_cannot_be_understood_is_said(api: Api, query: dict[str, str]
     is_problem(await api.client.get("/tasks", params=query), 400, code)
 
 
+async def test_what_is_wrong_is_said_in_words_of_http(api: Api):
+    total, limit = [await api.client.get("/tasks", params=query) for query in ({"total": "1"}, {"limit": "abc"})]
+    assert total.json()["detail"] == "total: there is no '1'; there are: true, false"
+    assert [error["message"] for error in limit.json()["errors"]] == ["a whole number is wanted here: 20, say"]
+
+
+async def test_a_status_that_is_named_apart_is_meant_too(api: Api):
+    running, ended, _ = [await api.begin(*life) for life in ((start_run(),), (CancelTask(by="dev"),), ())]
+    await listed(api)
+    answer = await api.client.get("/tasks?status=running&status=cancelled")
+    assert {task["task_id"] for task in answer.json()["data"]} == {running, ended}
+
+
 async def test_who_may_not_read_is_told_so(api: Api):
     await api.rooms.tokens.add("tt_writer", DEV, ("tasks:write",))
     headers = {"Authorization": "Bearer tt_writer"}

@@ -59,6 +59,12 @@ class Cluster:
         self._run("createdb", "-h", str(self._directory), "-U", "tests", name)
         return f"postgresql://tests@/{name}?host={self._directory}"
 
+    def forget(self, url: str) -> None:
+        """Drop all tables of that database."""
+        name = url.partition("@/")[2].partition("?")[0]
+        again = "DROP SCHEMA public CASCADE; CREATE SCHEMA public;"
+        self._run("psql", "-h", str(self._directory), "-U", "tests", "-d", name, "-q", "-c", again)
+
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._programs / program), *arguments]
         if os.geteuid() == 0:

@@ -1,6 +1,7 @@
 """The verification of a log: what is whole passes, and whatever was done to it is named."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -10,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.checkpoints import Checkpoints
-from eventstore.codec import encode
+from eventstore.codec import decode_checkpoint, encode
 from eventstore.events import SessionTitled, TaskFact
 from eventstore.log import CHECKPOINTS, Arrival, task_subject
 from eventstore.memory import MemoryLog
-from projections.audit import Verification, leaves_in
-from projections.proof import BadKey, Leaves, named, public_key, signed
+from projections.audit import Verification
+from projections.proof import BadKey, Leaves, leaves_in, named, public_key, signed
 from projections.sources import LogSource, verify
 from tests.given import BEGIN, cancelled, completed, started
 from tests.projections.lives import ANN, BOB, Scribe, born, numbered
@@ -275,6 +276,20 @@ def test_a_checkpoint_of_a_stranger_is_named_and_the_later_ones_go_on():
     verification = verification_of([*arrivals, between], keys=frozenset({NAME}))
     assert named_in(verification) == {between.sequence}
     assert verification.covered.sequence == arrivals[-1].sequence - 1
+
+
+def test_after_a_change_of_key_the_one_that_is_missing_is_named():
+    arrivals = written([0, 1])
+    other = Ed25519PrivateKey.generate()
+    leaves = Leaves(arrivals[-1].sequence - 1)
+    leaves.add(CHECKPOINTS, arrivals[-1].sequence, hashlib.sha256(arrivals[-1].stored).digest())
+    at = decode_checkpoint(arrivals[-1].stored).at
+    record = signed(other, "x", at, "checkpoints", arrivals[-1], leaves)
+    both = [*arrivals, Arrival(arrivals[-1].sequence + 1, CHECKPOINTS, encode(record))]
+    assert verification_of(both, keys=frozenset({NAME, named(other.public_key())})).faults == []
+    told = verification_of(both, keys=frozenset({named(other.public_key())})).faults
+    hint = f"those before are signed by {NAME}: where the key was changed, give that one too"
+    assert any(hint in fault.what for fault in told)
 
 
 def test_a_gap_of_any_size_is_one_fault_and_takes_no_memory():

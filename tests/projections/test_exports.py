@@ -81,6 +81,10 @@ async def export_of(path: Path) -> bytes:
         return await exported(LogSource(log), path)
 
 
+def modes(directory: Path) -> dict[str, int]:
+    return {one.name: one.stat().st_mode & 0o777 for one in directory.iterdir()}
+
+
 async def faults_of(path: Path) -> list[str]:
     """What a verification of the file names."""
     file = ExportFile.open(path)
@@ -215,6 +219,46 @@ async def test_what_was_done_to_a_file_is_named(tmp_path: Path):
         path.write_bytes(b"".join(tampered))
         found = await faults_of(path)
         assert any(named in fault for fault in found), (named, found)
+
+
+async def test_what_is_no_export_is_told_by_what_it_is(tmp_path: Path):
+    path = tmp_path / "log"
+    whole = await export_of(path)
+    async with written_log() as log:
+        await exported(LogSource(log), tmp_path / "events", cloudevents())
+    events = (tmp_path / "events").read_bytes()
+    for content, what in (
+        (b"", "is empty"),
+        (events, "is a CloudEvents export"),
+        (b"PAR1\x15\x04", "is a Parquet export"),
+        (b"\xef\xbb\xbf" + whole, "begins with a byte order mark"),
+        (whole.split(b"\n", 1)[1], "has no header"),
+        (whole.replace(b"\n", b"\r\n"), "is not as it was written: its line endings were changed"),
+        (b'{"data":[]}\n', "is no export"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(BadLine, match=f"^{path} {what}.*; only an NDJSON export"):
+            ExportFile.open(path)
+
+
+async def test_a_header_that_contradicts_itself_is_a_fault(tmp_path: Path):
+    path = tmp_path / "log"
+    whole = await export_of(path)
+    for told, instead in (
+        (b'"whole":true', b'"whole":false'),
+        (b'"owner":null', b'"owner":"ann"'),
+        (b'"after":0', b'"after":3'),
+    ):
+        path.write_bytes(whole.replace(told, instead, 1))
+        found = await faults_of(path)
+        assert any("the header says that this is" in fault for fault in found), (told, found)
+
+
+async def test_an_export_is_readable_by_its_user_alone(tmp_path: Path):
+    await export_of(tmp_path / "log")
+    assert modes(tmp_path) == {"log": 0o600}
+    to_parquet(tmp_path / "log", tmp_path / "table", quiet)
+    assert modes(tmp_path) == {"table": 0o600}
 
 
 async def test_the_last_checkpoint_of_an_export_or_of_one_line_is_found(tmp_path: Path):

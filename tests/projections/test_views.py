@@ -251,6 +251,20 @@ async def test_a_file_that_is_no_database_has_a_name_and_a_cure(tmp_path: Path) 
     await database.close()
 
 
+async def test_who_only_reads_makes_no_file_and_who_writes_makes_it_for_our_eyes_alone(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path / 'views.db'}")
+    with pytest.raises(ViewsUnavailable, match="there is no such file now"):
+        await Views(database).list(ANN, limit=5)
+    assert modes(tmp_path) == {}
+    await carry(MemoryLog(), database)
+    assert modes(tmp_path) == {"views.db": 0o600, "views.db-wal": 0o600, "views.db-shm": 0o600}
+    await database.close()
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {one.name: one.stat().st_mode & 0o777 for one in directory.iterdir()}
+
+
 async def test_a_postgresql_that_was_restarted_is_used_again(postgresql: Cluster) -> None:
     database = Database.open(postgresql.new_database())
     log = MemoryLog()

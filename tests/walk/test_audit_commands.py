@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,7 @@ from eventstore.lock import Lock
 from eventstore.server import EmbeddedServer
 from projections.lines import line_of
 from projections.proof import named
-from projections.statistics import Figures
+from projections.statistics import Figures, Statistics, Window
 from tests.log.logs import until
 from tests.projections.lives import ANN, BOB
 from tests.walk.auditing import (
@@ -146,9 +148,31 @@ async def test_a_file_with_a_fault_is_not_imported(nats: str, tmp_path: Path):
         audit("import", file, "--data-dir", tmp_path / "one"), audit("import", cut, "--data-dir", tmp_path / "two")
     )
     assert (spoilt.code, holey.code) == (1, 1)
-    assert "nothing was written: at byte" in spoilt.err
+    assert re.fullmatch(f"nothing was written: at byte [\\d,]+ of {file}: [^:]+\n", spoilt.err)
     assert "record 2: it is missing" in holey.err
     assert not (tmp_path / "one").exists()
+
+
+async def test_text_and_json_count_the_same_faults(nats: str, tmp_path: Path):
+    file = await exported(nats, tmp_path / "log.ndjson")
+    file.write_bytes(file.read_bytes().replace(b'"actor":"test"', b'"actor":"none"', 1)[:-1])
+    as_text, as_json = await asyncio.gather(audit("verify", "--file", file), audit("verify", "--file", file, "--json"))
+    assert (as_text.code, as_json.code) == (1, 1)
+    verified = json.loads(as_json.out)
+    assert verified["fault_count"] == len(verified["faults"]) + len(verified["broken"])
+    assert f"{verified['fault_count']} faults:" in as_text.out
+    assert len(as_text.out.split(" faults:\n")[1].splitlines()) == verified["fault_count"]
+
+
+async def test_an_export_says_whether_its_last_record_is_a_checkpoint(data_dir: Path, tmp_path: Path):
+    unsigned = await audit("export", "--data-dir", data_dir, "--output", tmp_path / "unsigned")
+    audit_key(data_dir / "audit-key.pem")
+    later = await audit("export", "--data-dir", data_dir, "--since", "2036-01-01", "--output", tmp_path / "later")
+    assert (unsigned.code, later.code) == (0, 0), (unsigned, later)
+    assert f"no checkpoint was asked for: there is no key {data_dir / 'audit-key.pem'}" in unsigned.err
+    assert "0 records written" in later.err
+    assert "no checkpoint is in it: the last one, " in later.err
+    assert " is the last, signed by" not in later.err
 
 
 async def test_a_killed_export_goes_on_to_the_same_bytes(server: EmbeddedServer, tmp_path: Path):
@@ -200,11 +224,17 @@ async def test_what_happened_is_counted_and_drawn(nats: str, tmp_path: Path):
     assert [(day.created, day.cancelled) for day in figures.days] == [(2, 1)]
     draw(figures, "the log", tmp_path / "plot.svg")
     assert b"<svg" in (tmp_path / "plot.svg").read_bytes()
+    nothing = Statistics(Window(since=datetime(2030, 1, 1, tzinfo=UTC))).figures()
+    draw(nothing, "the log", tmp_path / "nothing.svg")
+    drawn = (tmp_path / "nothing.svg").read_text()
+    assert drawn.count("<!-- nothing in this time -->") == 4
+    assert "<!-- completed -->" not in drawn, "no legend of what is not there"
 
 
 async def test_what_is_wrong_is_named(nats: str, tmp_path: Path):
     file = await exported(nats, tmp_path / "log.ndjson", "--after", "2")
-    notes, empty = tmp_path / "notes", tmp_path / "empty"
+    notes, empty, events = tmp_path / "notes", tmp_path / "empty", tmp_path / "events"
+    await exported(nats, events, "--format", "cloudevents")
     notes.write_text("my own\n")
     at = ["--nats-url", nats]
     mistakes: list[tuple[list[str | Path], str]] = [
@@ -219,6 +249,10 @@ async def test_what_is_wrong_is_named(nats: str, tmp_path: Path):
         (["export", *at, "--output", "-", "--format", "parquet"], "needs a file"),
         (["export", *at, "--output", tmp_path / "no" / "such", "--format", "ndjson"], "No such file"),
         (["stats", *at, "--plot", "plot.pdf"], "drawn as .png or .svg"),
+        (["stats", *at, "--since", "2026-02-01", "--until", "2026-01-31"], "--since is not before --until"),
+        (["verify", "--file", events], f"{events} is a CloudEvents export; only an NDJSON export"),
+        (["import", events, "--data-dir", empty], f"{events} is a CloudEvents export; only an NDJSON export"),
+        (["export", *at, "--after", "9", "--output", tmp_path / "new"], "--after 9 is beyond the end: the last record"),
     ]
     for words, what in mistakes:
         said = await audit(*words)

@@ -38,7 +38,10 @@ async def test_a_running_service_shows_all_of_its_log_or_one_owners_part(nats_ad
     assert "this needs a token with scope audit" in eves.err
     assert exported_by_bob.code == 0, exported_by_bob
     header, record = map(json.loads, file.read_bytes().splitlines())
-    assert (header["whole"], record["record"]["fact"]["title"]) == (False, "d")
+    assert (header["whole"], header["selection"]["owner"]) == (False, BOB)
+    assert record["record"]["fact"]["title"] == "d"
+    assert "this token is shown the records of bob only" in exported_by_bob.err
+    assert (await audit("verify", "--file", file)).code == 0
     assert (await audit("import", file, "--data-dir", tmp_path / "no")).code == 2
 
 

@@ -148,7 +148,7 @@ async def test_a_course_is_changed_by_pause_resume_approve_and_refuse(api: Api) 
     approved = await tasktrail("approve", task_id, env=env)
     assert approved.out == f"{task_id} is pending\n"
     history = await tasktrail("show", task_id, "--events", env=env)
-    assert [row.split("  ", 2)[2].strip() for row in history.out.splitlines() if "review_decided" in row] == [
+    assert [row.split("review_decided")[1].strip() for row in history.out.splitlines() if "review_decided" in row] == [
         "refused: not yet",
         "approved",
     ]
@@ -170,22 +170,28 @@ async def test_a_task_is_shown_as_it_is_for_people_and_for_programs(api: Api) ->
     assert card.err.endswith(f"answer with: tasktrail answer {task_id} TEXT\n")
     assert json.loads(as_json.out) == await body_of(api, task_id)
     names = ["created", "started", "tool_used", "partial", "input_requested"]
-    assert [row.split()[1] for row in events.out.splitlines()] == names
+    shown = [row.split() for row in events.out.splitlines()]
+    assert [row[2] for row in shown] == names
     page = (await api.client.get(f"/tasks/{task_id}/events")).json()
     assert [json.loads(row) for row in records.out.splitlines()] == page["data"]
+    assert [row[0] for row in shown] == [f"#{one['sequence']}" for one in page["data"]]
 
 
 async def test_a_task_is_shown_as_it_was(api: Api) -> None:
     env = environment(api)
     task_id = await api.begin(start_run(), request_input())
-    card, as_json, both, beyond, before = await asyncio.gather(
+    card, as_json, both, beyond, before, no_sequence = await asyncio.gather(
         tasktrail("show", task_id, "--at", "2", env=env),
         tasktrail("show", task_id, "--at", "3", "--json", env=env),
         tasktrail("show", task_id, "--at", "3", "--events", env=env),
         tasktrail("show", task_id, "--at", "4", env=env),
-        tasktrail("show", task_id, "--at", "0", env=env),
+        tasktrail("show", task_id, "--at", "#0", env=env),
+        tasktrail("show", task_id, "--at", "x", env=env),
     )
     assert f"task      {task_id}\nstatus    running\n" in card.out
+    assert " s (up to its last fact then)\n" in card.out
+    assert no_sequence.code == 2
+    assert "'x' is no sequence of the log" in no_sequence.err
     assert card.err.startswith("as it was at sequence 2: version 2, its last fact then at ")
     assert json.loads(as_json.out) == await body_of(api, task_id)
     assert (both.code, beyond.code, before.code) == (2, 1, 1)

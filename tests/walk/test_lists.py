@@ -75,6 +75,9 @@ async def test_thirty_tasks_are_listed_while_views_are_rebuilt_and_after_they_we
             assert shown[0] == 0
             assert [line.split()[0] for line in shown[1].splitlines()] == ["ID", *list(reversed(ids[10:20]))[:3]]
             assert shown[2] == "there are more: --all lists them too\n"
+            assert await told_by_cli(data_dir, "--created-after", "2026-01-31", "--created-before", "2026-02-01") == []
+            every_status = ("--status", "completed", "--status", "pending,queued,running")
+            assert await told_by_cli(data_dir, *every_status) == list(reversed(ids))
             refused = await attempt("list", "--status", "sleeping", "--data-dir", str(data_dir))
             assert (refused[0], "there is no 'sleeping'" in refused[2]) == (1, True)
             rebuilding = asyncio.ensure_future(attempt("views", "rebuild", "--data-dir", str(data_dir)))

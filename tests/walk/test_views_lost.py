@@ -28,8 +28,8 @@ def lose(request: pytest.FixtureRequest, views_url: str, tmp_path: Path) -> tupl
     return lambda: cluster.stop(at_once=True), cluster.start
 
 
-def remove(directory: Path) -> None:
-    found = list(directory.glob("views.db*"))
+def remove(directory: Path, named: str = "views.db*") -> None:
+    found = list(directory.glob(named))
     assert found
     for file in found:
         file.unlink()
@@ -61,6 +61,12 @@ async def until_listed(api: Api, ids: list[TaskId], at_least: int = 0) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_carried(api: Api) -> None:
+    await scrape_until(
+        api, lambda shown: (shown.values("views_carried"), shown.values("views_lag_records")) == ([1], [0])
+    )
+
+
 async def test_views_that_are_lost_in_mid_run_come_back_by_themselves(
     nats_address: NatsAddress, views_url: str, lose: tuple[Lose, Lose]
 ) -> None:
@@ -78,9 +84,50 @@ async def test_views_that_are_lost_in_mid_run_come_back_by_themselves(
             await until_listed(api, ids, known)
         ids.append(await api.begin())
         await until_listed(api, ids)
-        await scrape_until(
-            api, lambda shown: (shown.values("views_carried"), shown.values("views_lag_records")) == ([1], [0])
-        )
+        await until_carried(api)
+
+
+@pytest.mark.parametrize("deleted", ["views.db", "views.db-wal", "views.db-shm", "views.db*"])
+async def test_whichever_file_of_a_quiet_service_is_deleted_the_views_come_back(
+    nats_address: NatsAddress, tmp_path: Path, deleted: str
+) -> None:
+    async with deployed(nats_address, f"sqlite:///{tmp_path / 'views.db'}") as api:
+        ids = [await api.begin() for _ in range(3)]
+        await until_listed(api, ids)
+        remove(tmp_path, deleted)
+        for _ in range(2):
+            await listed(api)
+        await until_listed(api, ids)  # nothing comes that would make anybody write
+        ids.append(await api.begin())
+        await until_listed(api, ids)
+        await until_carried(api)
+        await until_listed(api, ids)
+
+
+async def test_a_spoilt_file_of_a_quiet_service_is_seen_and_deleting_it_is_all_there_is_to_do(
+    nats_address: NatsAddress, tmp_path: Path
+) -> None:
+    async with deployed(nats_address, f"sqlite:///{tmp_path / 'views.db'}") as api:
+        ids = [await api.begin() for _ in range(3)]
+        await until_listed(api, ids)
+        await until_carried(api)
+        (tmp_path / "views.db").write_text("garbage\n")
+        await scrape_until(api, lambda shown: shown.values("views_carried") == [0])
+        await listed(api)
+        assert (tmp_path / "views.db").read_text() == "garbage\n"
+        (tmp_path / "views.db").unlink()
+        await until_listed(api, ids)
+        await until_carried(api)
+
+
+async def test_tables_that_a_quiet_service_lost_are_made_anew(nats_address: NatsAddress, postgresql: Cluster) -> None:
+    views_url = postgresql.new_database()
+    async with deployed(nats_address, views_url) as api:
+        ids = [await api.begin() for _ in range(3)]
+        await until_listed(api, ids)
+        await until_carried(api)
+        await asyncio.to_thread(postgresql.forget, views_url)
+        await until_listed(api, ids)
 
 
 async def test_how_far_the_views_are_behind_is_seen_while_their_database_is_away(
@@ -93,7 +140,13 @@ async def test_how_far_the_views_are_behind_is_seen_while_their_database_is_away
         try:
             for _ in range(7):
                 await api.begin()
-            await scrape_until(api, lambda shown: shown.values("views_lag_records", process="projector") == [7])
+            await scrape_until(
+                api,
+                lambda shown: (
+                    shown.values("views_lag_records", process="projector") == [7]
+                    and shown.values("views_carried") == [0]
+                ),
+            )
         finally:
             await asyncio.to_thread(postgresql.start)
         await scrape_until(api, lambda shown: shown.values("views_lag_records") == [0])
