@@ -1,16 +1,9 @@
-"""Build the API from its rooms, and serve it. Only here (and in the command line) are rooms wired together."""
+"""Build the API from its rooms: routes, layers, and whose words an error is told in."""
 
-import asyncio
 import ipaddress
-import signal
-import socket
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from types import FrameType
 
 import structlog
-import uvicorn
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
@@ -22,45 +15,27 @@ from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from msgspec import Struct
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
-from app.agents.catalogue import Catalogue
-from app.audit_feed import AuditFeeds
-from app.auth import Bearers, Revocations, credentials
+from app.auth import Bearers, credentials
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
-from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp import PATHS as MCP_PATHS
-from app.dialects.niyra_mcp import Mcp
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
-from app.feed import ABORT, Streams
 from app.limiting import Limiting, Telling
-from app.limits import Budget, Limits
+from app.limits import Budget
 from app.metrics import Metrics, exposition, read_figures
-from app.oauth import Issuer
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
+from app.rooms import Rooms
 from app.sessions import Sessions
-from app.settings import HttpSettings, LogSettings
-from app.sockets import SOCKETS
-from app.tasks import Tasks
-from app.views import Lists
 from eventstore.checkpointing import Signer
-from eventstore.connection import Connection
-from eventstore.figures import Figures, asking, telling
-from eventstore.jetstream import JetStreamLog
-from eventstore.switches import Switches
-from eventstore.tokens import Tokens
 
 log = structlog.stdlib.get_logger()
 
-GRACE_S = 5
 EVENT_STREAM = "text/event-stream"
-MAX_HEAD_BYTES = 64 * 1024
-TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 QUIET = ("/health", "/metrics")
 EXPOSED = (
     *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
@@ -71,101 +46,6 @@ EXPOSED = (
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
-
-
-class Rooms:
-    """What the API is made of."""
-
-    def __init__(
-        self,
-        *,
-        connection: Connection,
-        tasks: Tasks,
-        tokens: Tokens,
-        switches: Switches,
-        catalogue: Catalogue,
-        http: HttpSettings,
-        figures: Figures,
-        lists: Lists,
-        limits: Limits,
-    ) -> None:
-        self.lists = lists
-        self.limits = limits
-        self.connection = connection
-        self.figures = figures
-        self.tasks = tasks
-        self.tokens = tokens
-        self.switches = switches
-        self.bearers = Bearers(tokens, None if http.oauth is None else Issuer(http.oauth))
-        self.catalogue = catalogue
-        self.http = http
-        self.metrics = tasks.metrics
-        self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
-        self.mcp = Mcp(self.calls, limits, http)
-        self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
-        self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
-        self.revocations = Revocations(tokens)
-        self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
-        self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
-
-    def drain(self) -> None:
-        """Let nobody wait for what this process would say later."""
-        self.streams.drain()
-        self.tasks.leave()
-
-
-@asynccontextmanager
-async def open_rooms(
-    log_settings: LogSettings, http: HttpSettings, catalogue: Catalogue, views_url: str | None = None
-) -> AsyncGenerator[Rooms]:
-    """Connect and follow the log; on the way out, let appends in flight end. Raises LogUnavailable, ServerTooOld."""
-    lists = Lists(views_url)
-    connection = await Connection.open(log_settings.nats, "tasktrail-api")
-    try:
-        event_log = await JetStreamLog.open(
-            connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
-        )
-        tokens = await Tokens.open(connection, replicas=log_settings.replicas)
-        switches = await Switches.open(connection, replicas=log_settings.replicas)
-        tasks = await Tasks.open(
-            event_log,
-            Metrics("api"),
-            None if views_url is None else lists.task,
-            strict_reads=http.reads == "strict",
-            max_attached=http.max_attached,
-        )
-        try:
-            metrics = tasks.metrics
-            limits = Limits(http.limits, metrics)
-            async with (
-                asking(connection) as figures,
-                telling(connection, metrics.instance, metrics.told),
-                limits.shared(connection, metrics.instance),
-            ):
-                rooms = Rooms(
-                    connection=connection,
-                    tasks=tasks,
-                    tokens=tokens,
-                    switches=switches,
-                    catalogue=catalogue,
-                    http=http,
-                    figures=figures,
-                    lists=lists,
-                    limits=limits,
-                )
-                try:
-                    async with rooms.mcp.run():
-                        yield rooms
-                finally:
-                    await rooms.bearers.close()
-        finally:
-            await tasks.close()
-            await switches.close()
-            await tokens.close()
-            await event_log.close()
-    finally:
-        await lists.close()
-        await connection.close()
 
 
 class Health(Struct):
@@ -331,74 +211,6 @@ class Observed:
                     took_ms=took_ms,
                     request_id=request_id,
                 )
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which lets a response drop its connection (feed.py says why)."""
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._head_bytes = 0
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request's target."""
-        if self._has_room(len(url)):
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if self._has_room(len(name) + len(value)):
-            super().on_header(name, value)
-
-    def _has_room(self, more: int) -> bool:
-        """The parser has no limits of its own; a head without an end would fill the memory."""
-        self._head_bytes += more
-        if self._head_bytes <= MAX_HEAD_BYTES:
-            return True
-        if not self.transport.is_closing():
-            self.transport.write(TOO_LARGE_HEAD)
-            self.transport.close()
-        return False
-
-
-class Server(uvicorn.Server):
-    """uvicorn, which first cuts its streams when told to stop, and answers those who wait: they go on elsewhere."""
-
-    def __init__(self, config: uvicorn.Config, rooms: Rooms) -> None:
-        super().__init__(config)
-        self._rooms = rooms
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to stop."""
-        self._rooms.drain()
-        super().handle_exit(sig, frame)
-
-
-async def serve(rooms: Rooms, listening: socket.socket) -> None:
-    """Answer on this socket until SIGTERM or SIGINT."""
-    http = rooms.http
-    config = uvicorn.Config(
-        build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
-        http=Protocol,
-        **SOCKETS,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        root_path=http.root_path,
-        forwarded_allow_ips=http.forwarded_allow_ips,
-        ssl_certfile=http.ssl_certfile,
-        ssl_keyfile=str(http.ssl_keyfile) if http.ssl_keyfile else None,
-        timeout_graceful_shutdown=GRACE_S,
-        backlog=2048,
-    )
-    server = Server(config, rooms)
-    # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
-    await server._serve([listening])  # pyright: ignore[reportPrivateUsage]  # serve() would install its own handlers
 
 
 def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above

@@ -212,15 +212,16 @@ async def answer(
 ) -> None:
     """Be an API process, on the socket that was inherited or one of its own."""
     # Imported here: it takes litestar along, which no other process needs.
-    from app.api import open_rooms
-    from app.api import serve as serve_http
+    from app.api import build
+    from app.rooms import open_rooms
+    from app.serving import serve as serve_http
 
     listening = await listen(http.host, http.port) if fd is None else socket.socket(fileno=fd)
     with listening:
         async with open_rooms(log_to, http, agents, views_url) as rooms:
             asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
             log.info("api.ready", host=http.host, port=listening.getsockname()[1])
-            await serve_http(rooms, listening)
+            await serve_http(build(rooms), rooms, listening)
 
 
 def freeze() -> None:

@@ -1,5 +1,7 @@
 """The one table: named error -> native HTTP status; and the RFC 9457 problem that says it."""
 
+from contextlib import suppress
+
 import msgspec
 from litestar.exceptions import HTTPException, ValidationException
 from msgspec import Struct
@@ -170,6 +172,21 @@ def _in_our_words(error: object) -> object:
     if said.get("message") == "Expected `int`, got `str`":
         said["message"] = "a whole number is wanted here: 20, say"
     return said
+
+
+def wrongs(problem: ProblemDetails) -> list[str]:
+    """What is wrong with a request, and where: without the framework's own words, which would name the URL."""
+    found: list[str] = []
+    for one in problem.errors:
+        with suppress(msgspec.ValidationError):
+            told = msgspec.convert(one, _Wrong)
+            found.append(f"{told.key}: {told.message}" if told.key else told.message)
+    return found
+
+
+class _Wrong(Struct):
+    message: str
+    key: str = ""
 
 
 def encode(problem: ProblemDetails) -> bytes:

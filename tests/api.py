@@ -11,9 +11,11 @@ from msgspec import Struct
 
 from app.agents.catalogue import Catalogue
 from app.agents.simulator import Simulator
-from app.api import Protocol, Rooms, Server, build, open_rooms
+from app.api import build
 from app.commands import Command, CreateTask
 from app.feed import frame
+from app.rooms import Rooms, open_rooms
+from app.serving import Protocol, Server
 from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.tasks import Cause, Done

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.agents.catalogue import Catalogue
 from app.commands import CreateTask
 from app.dialects.native import fingerprint, task_id_of
-from app.problems import BadRequest, NotFound, Refused, problem_of
+from app.problems import BadRequest, NotFound, Refused, problem_of, wrongs
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import Json, TaskId
 from eventstore.log import AGENT
@@ -135,26 +135,12 @@ def refusal_of(error: Exception) -> tuple[int, Refusal, dict[str, str]]:
     if isinstance(error, NotCompleted):
         return 409, Refusal(error=str(error), status=error.status), {}
     problem, headers = problem_of(error)
-    wrong = [said for one in problem.errors if (said := _said(one))]
+    wrong = wrongs(problem)
     text = "; ".join(wrong) or problem.detail or problem.title
     # Who was sent away by `decide` is told no more than why.
     if isinstance(error, Refused) and problem.status == 404:
         text = "no such task"
     return STATUS_CODES.get(problem.status, problem.status), Refusal(error=text), headers
-
-
-def _said(wrong: object) -> str:
-    """What is wrong, and where: without the framework's own words, which would name the URL."""
-    try:
-        told = msgspec.convert(wrong, _Wrong)
-    except msgspec.ValidationError:
-        return ""
-    return f"{told.key}: {told.message}" if told.key else told.message
-
-
-class _Wrong(Struct):
-    message: str
-    key: str = ""
 
 
 def task_id_said(text: str) -> TaskId:

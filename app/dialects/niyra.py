@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.auth import NotAllowed
 from app.commands import CreateTask
 from app.dialects.native import fingerprint, task_id_of
-from app.problems import BadRequest, problem_of
+from app.problems import BadRequest, problem_of, wrongs
 from eventstore.events import ApprovalMode, Problem, TaskId
 from projections.task import Status, Task
 
@@ -134,7 +134,7 @@ def refusal_of(error: Exception) -> tuple[int, Refusal, dict[str, str]]:
         return 403, Refusal(error="tool_disabled", error_description=str(error), task_id=error.task_id), {}
     problem, headers = problem_of(error)
     code = CODES.get(problem.status, "invalid_request" if problem.status < 500 else "server_error")
-    wrong = [said for one in problem.errors if (said := _said(one))]
+    wrong = wrongs(problem)
     refusal = Refusal(
         error=code,
         error_description="; ".join(wrong) or problem.detail or problem.title,
@@ -265,17 +265,3 @@ def _plan(task: Task) -> list[Planned] | UnsetType:
 def _result(task: Task, large: Mapping[str, object]) -> str | None:
     result = large.get("result", task.result)
     return result if isinstance(result, str) else None
-
-
-def _said(wrong: object) -> str:
-    """What is wrong, and where: without the framework's own words, which would name the URL."""
-    try:
-        told = msgspec.convert(wrong, _Wrong)
-    except msgspec.ValidationError:
-        return ""
-    return f"{told.key}: {told.message}" if told.key else told.message
-
-
-class _Wrong(Struct):
-    message: str
-    key: str = ""

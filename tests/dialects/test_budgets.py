@@ -10,11 +10,12 @@ import pytest
 from litestar import Litestar
 from litestar.routes import HTTPRoute
 
-from app.api import Observed, Telling, build
+from app.api import Observed, build
 from app.auth import Principal
 from app.dialects.budgets import HEADERS, native_headers, niyra_headers, shannon_headers, shannon_refusal
 from app.dialects.crossroads import Crossroads
 from app.dialects.shannon_tracing import Tracing
+from app.limiting import Telling
 from app.limits import Budget, RateLimited, Standing
 from app.settings import HttpSettings, LimitSettings
 from eventstore.connection import NatsAddress
