@@ -153,7 +153,7 @@ class Limits:
         except RateLimited as error:
             if self._metrics is not None:
                 self._metrics.limited.labels(dialect_of(budget)).inc()
-            log.info("limits.refused", token=principal.token_id, owner=principal.owner, limit=error.spent.name)
+            log.info("limits.refused", token_id=principal.token_id, owner=principal.owner, limit=error.spent.name)
             raise
 
     async def _draw(self, principal: Principal, budget: Budget) -> list[Standing]:

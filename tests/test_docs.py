@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -306,6 +307,7 @@ def test_no_page_names_a_machine_or_a_registry(page: Path) -> None:
     assert re.findall(places, page.read_text()) == []
 
 
+@cache
 def defined() -> set[str]:
     """Functions and classes of the code and the tests; methods by their class too."""
     names = set[str]()

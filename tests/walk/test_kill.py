@@ -51,7 +51,7 @@ async def test_whatever_dies_every_task_ends_once_and_no_recorded_step_runs_agai
                 await at_work(client, created)
                 await asyncio.to_thread(hurt, deployed)
             bodies = await asyncio.gather(*(to_its_end(client, task_id) for task_id in created))
-            assert Counter(body["status"] for body in bodies) == {"completed": TASKS}
+            assert Counter(body["status"] for body in bodies) == {"completed": len(created)}
             histories = {task_id: await history(client, task_id) for task_id in created}
             seen = await asyncio.gather(*streams)
     for events in histories.values():
@@ -73,13 +73,14 @@ async def create(client: httpx.AsyncClient, number: int) -> str:
 
 
 async def at_work(client: httpx.AsyncClient, created: list[str]) -> None:
-    """Return when something runs: whatever is killed now is killed under load."""
+    """Return when something runs, if need be more than there was: whatever is killed now is killed under load."""
     while True:
-        sample = [await insist(client, "GET", f"/tasks/{task_id}") for task_id in created[::20]]
+        sample = [await insist(client, "GET", f"/tasks/{task_id}") for task_id in [*created[::20], created[-1]]]
         statuses = {answer.json()["status"] for answer in sample}
         if "running" in statuses:
             return
-        assert statuses - {"completed"}, "all were done before the last victim: the scenario is too short"
+        if statuses == {"completed"}:  # the machine is busy, and killing takes longer than working
+            created += await asyncio.gather(*(create(client, len(created) + number) for number in range(20)))
         await asyncio.sleep(0.05)
 
 
@@ -167,4 +168,4 @@ def check_effects(histories: dict[str, list[dict[str, object]]], effects: Path) 
         begun.update(f"{task_id}:{fact['step']}" for fact in facts_of(events) if fact["type"] == "task.step_started")
     assert set(acted) <= set(begun)
     assert all(acted[key] <= begun[key] for key in acted), "a tool acted without the log's saying so"
-    assert len(acted) == TASKS * 8, "every tool's step acted"
+    assert len(acted) == len(histories) * 8, "every tool's step acted"
