@@ -153,7 +153,10 @@ OAUTH = (
         "Take OAuth access tokens (JWTs) of this issuer, too: exactly as its tokens name it.",
         check=checked_http_url,
     ),
-    option("--oauth-audience", "What such a token must name as its audience: us. Needed with --oauth-issuer."),
+    option(
+        "--oauth-audience",
+        "What the issuer calls this API: a token must name it as its audience (aud). Needed with --oauth-issuer.",
+    ),
     option(
         "--oauth-jwks-url",
         "Where the issuer's keys are. [default: where its metadata says]",
@@ -238,7 +241,8 @@ def oauth_settings(given: Mapping[str, object]) -> OAuthSettings | None:
     if issuer is None or audience is None:
         # Half of it would look like protection: a token that is meant for somebody else must not open ours.
         if issuer or audience or jwks_url:
-            raise click.UsageError("--oauth-issuer and --oauth-audience need each other, and --oauth-jwks-url both")
+            lacking = "--oauth-audience" if issuer else "--oauth-issuer"
+            raise click.UsageError(f"{lacking} is missing: access tokens are taken where both name whose and for whom")
         return None
     told = {"issuer": issuer, "audience": audience, "jwks_url": jwks_url, "owner_claim": given["oauth_owner_claim"]}
     return msgspec.convert(told, OAuthSettings)

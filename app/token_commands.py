@@ -60,6 +60,10 @@ class DialectType(click.ParamType[Dialect]):
 
     name = "dialect"
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """All of them."""
+        return "|".join(get_args(Dialect))
+
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Dialect:
         """By its name."""
         for dialect in get_args(Dialect):
@@ -137,7 +141,7 @@ def tokens() -> None:
     metavar="NAME=N",
     help=f"Its own instead of ours; repeatable. NAME is of: {', '.join(LIMIT_NAMES)}.",
 )
-@click.option("--unlimited", is_flag=True, help="No limits at all.")
+@click.option("--unlimited", is_flag=True, help="No limits at all; not beside --limit or --multiplier.")
 @click.pass_obj
 def create(
     nats: NatsAddress,
@@ -156,12 +160,11 @@ def create(
     """
     secret = new_token()
     expires_at = None if expires is None else datetime.now(UTC) + expires
+    told = _plan(plan)
 
     async def add() -> Token:
         async with _bucket(nats) as bucket:
-            return await bucket.add(
-                secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note, plan=_plan(plan)
-            )
+            return await bucket.add(secret, owner, scopes, expires_at=expires_at, dialect=dialect, note=note, plan=told)
 
     made = asyncio.run(add())
     until = f"until {moment(made.expires_at)}" if made.expires_at else "for ever"
@@ -227,7 +230,10 @@ def _expiry(token: Token, now: datetime) -> str:
 
 def _plan(given: dict[str, object]) -> Plan:
     own = dict(msgspec.convert(given["limits"], tuple[tuple[str, int], ...]))
-    return msgspec.convert(given | {"limits": own}, Plan)
+    plan = msgspec.convert(given | {"limits": own}, Plan)
+    if plan.contradicts_itself:
+        raise click.UsageError("--unlimited leaves nothing for --limit and --multiplier to say")
+    return plan
 
 
 def limits_told(plan: Plan) -> str:

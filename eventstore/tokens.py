@@ -73,6 +73,11 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     unlimited: bool = False
     limits: dict[str, int] = {}
 
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether it says how much, and that there is no limit."""
+        return self.unlimited and (bool(self.limits) or self.multiplier != 1)
+
 
 PLAN = Plan()
 

@@ -138,7 +138,8 @@ class Mcp:
                 name="niyra_execute",
                 title="Do something",
                 description=(
-                    "Have the assistant do something, and wait for it up to a minute. approval_mode dry_run gives the "
+                    f"Have the assistant do something, and wait for it {self._http.niyra_execute_window_s:g} seconds "
+                    "at most. approval_mode dry_run gives the "
                     "plan and does nothing; confirm gives the plan and a pending_task_id, which confirmed_task_id of a "
                     "second call approves. conversation_id goes on with an earlier conversation."
                 ),
@@ -151,7 +152,10 @@ class Mcp:
             Tool(
                 name="niyra_ask",
                 title="Ask something",
-                description="Have a question answered; nothing is changed. It waits for it up to half a minute.",
+                description=(
+                    "Have a question answered; nothing is changed. It waits for the answer "
+                    f"{self._http.niyra_ask_window_s:g} seconds at most."
+                ),
                 takes=NewQuestion,
                 gives=Answered,
                 budget="niyra.ask",

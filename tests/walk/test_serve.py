@@ -303,7 +303,7 @@ async def test_a_port_that_becomes_free_in_time_is_taken(tmp_path: Path):
         (["--port", "many"], "'many' is not a valid integer"),
         (["--token", "two words"], "a token is"),
         (["--nats-url", "http://user:secret@there"], "'there' is no address of a NATS server"),
-        (["--oauth-issuer", "https://login.example.org"], "--oauth-issuer and --oauth-audience need each other"),
+        (["--oauth-issuer", "https://login.example.org"], "--oauth-audience is missing"),
         (["--oauth-issuer", "login.example.org", "--oauth-audience", "us"], "'login.example.org' is no address"),
         (["--oauth-jwks-url", "http://"], "'http://' is no address"),
         (["--ssl-certfile", __file__], "can't be used as our certificate"),

@@ -89,6 +89,10 @@ MISTAKES = [
     (["--owner", "ann", "--scopes", "admin", "--nats-url", "foo:bar"], "is no address of a NATS server"),
     (["--owner", "ann", "--scopes", "admin", "--nats-url", "nats://127.0.0.1:1"], "no NATS at"),
     (["--owner", "ann", "--scopes", "admin"], "no service is known in"),
+    (
+        ["--owner", "ann", "--scopes", "admin", "--unlimited", "--multiplier", "2", "--nats-url", "nats://127.0.0.1:1"],
+        "--unlimited leaves nothing",
+    ),
 ]
 
 
