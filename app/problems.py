@@ -27,6 +27,10 @@ class BadRequest(Exception):
     """The request can't be understood; the message says where."""
 
 
+class TooSlow(Exception):
+    """The request's body lets us wait for longer than anybody who still sends would."""
+
+
 class UnknownCursor(Exception):
     """It is of another life of the log: what was read before it is void."""
 
@@ -82,6 +86,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     NotAllowed: (403, "not_allowed", "The token lacks a scope"),
     NotFound: (404, "not_found", "Not found"),
     BadRequest: (400, "bad_request", "The request can't be understood"),
+    TooSlow: (408, "too_slow", "The rest of the request did not come"),
     BadCursor: (400, "bad_cursor", "Not an event id"),
     UnknownCursor: (409, "unknown_cursor", "A cursor of another life of the log"),
     OwnToken: (409, "own_token", "A token does not revoke itself"),
@@ -133,6 +138,8 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
                 headers["Retry-After"] = str(error.retry_after_s)
             if status == 401:
                 headers["WWW-Authenticate"] = 'Bearer realm="tasktrail"'
+            if status == 408:
+                headers["Connection"] = "close"  # what may still come of the body is no new request
             task_id = error.task_id if isinstance(error, OutcomeUnknown) else None
             problem = ProblemDetails(title=title, status=status, code=code, detail=str(error), task_id=task_id)
             return problem, headers

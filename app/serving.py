@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+from asyncio import TimerHandle, Transport
 from types import FrameType
 
 import uvicorn
@@ -12,18 +13,53 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.feed import ABORT
 from app.rooms import Rooms
 from app.sockets import SOCKETS
+from app.uploads import BODY_S, SILENCE_S
 
 GRACE_S = 5
+HEAD_S = 15.0
+"""From a connection's begin, or a request's first byte, to the end of the request's head."""
+# Later than uploads.py, which still has an answer for its bodies.
+CUT_SILENCE_S = SILENCE_S + 5
+CUT_BODY_S = BODY_S + 5
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which lets a response drop its connection (feed.py says why)."""
+    """uvicorn's HTTP, which lets a response drop its connection (feed.py says why), and drops whoever does not end what
+    they ask. Who has said all waits for as long as the answer takes; between requests `timeout_keep_alive` counts."""
+
+    _patience: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
+        """Somebody is there."""
+        super().connection_made(transport)
+        self._expect(HEAD_S, HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of a request, or several requests."""
+        self._heard = self.loop.time()
+        super().data_received(data)
+        answering = self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]  # uvicorn's is None at first
+        upgraded = self.transport.get_protocol() is not self
+        # Empty lines begin no request, and end uvicorn's own patience.
+        if not (self._patience or answering or upgraded or self.timeout_keep_alive_task):
+            self._expect(HEAD_S, HEAD_S)
+
+    def handle_websocket_upgrade(self) -> None:
+        """From here on it is sockets.py's."""
+        self._expect_nothing()
+        super().handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._expect(HEAD_S, HEAD_S)
         self._head_bytes = 0
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
@@ -36,6 +72,38 @@ class Protocol(HttpToolsProtocol):
         """One header."""
         if self._has_room(len(name) + len(value)):
             super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is here; whether a body follows is not known yet."""
+        super().on_headers_complete()
+        self._expect(CUT_SILENCE_S, CUT_BODY_S)
+
+    def on_message_complete(self) -> None:
+        """All of the request is here."""
+        self._expect_nothing()
+        super().on_message_complete()
+
+    def _expect(self, silence_s: float, in_all_s: float) -> None:
+        self._expect_nothing()
+        self._since = self._heard = self.loop.time()
+        self._silence_s, self._in_all_s = silence_s, in_all_s
+        self._patience = self.loop.call_later(min(silence_s, in_all_s), self._look)
+
+    def _expect_nothing(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+        self._patience = None
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        if self.flow.read_paused:  # we are the slow ones
+            self._since = self._heard = now
+        left_s = min(self._heard + self._silence_s, self._since + self._in_all_s) - now
+        if left_s > 0:
+            self._patience = self.loop.call_later(left_s, self._look)
+        else:
+            self._patience = None
+            self.transport.abort()
 
     def _has_room(self, more: int) -> bool:
         """The parser has no limits of its own; a head without an end would fill the memory."""

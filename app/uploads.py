@@ -11,7 +11,7 @@ import uuid_utils
 from msgspec import Struct
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
-from app.problems import BadRequest
+from app.problems import BadRequest, TooSlow
 from eventstore.events import FileReference, Owner, TaskId
 from eventstore.log import Blobs, TooLarge, task_subject
 
@@ -20,6 +20,10 @@ MAX_NAME = 255
 IN_MEMORY = 64 * 1024
 """Bytes of a file that are kept in memory; more of them are on disk."""
 PIECE = 128 * 1024
+SILENCE_S = 30.0
+"""How long the next piece of a body may let us wait."""
+BODY_S = 300.0
+"""And all of them."""
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
 BOUNDARY = re.compile(r"[ -~]{1,70}")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -60,10 +64,25 @@ class Upload:
         self._file.close()
 
 
+async def paced(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """What comes. Raises TooSlow: what has come is held in memory or on disk for as long as the rest is waited for."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + BODY_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(loop.time() + SILENCE_S, end)):
+                piece = await anext(stream, None)
+        except TimeoutError as error:
+            raise TooSlow(f"a request pauses at most {SILENCE_S:g} s, and is here within {BODY_S:g} s") from error
+        if piece is None:
+            return
+        yield piece
+
+
 async def bounded(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """All of it. Raises TooLarge as soon as there is more."""
+    """All of it. Raises TooLarge as soon as there is more, TooSlow."""
     content = bytearray()
-    async for chunk in stream:
+    async for chunk in paced(stream):
         content += chunk
         if len(content) > max_bytes:
             raise TooLarge(f"a request has at most {max_bytes} bytes")
@@ -81,7 +100,8 @@ class Form(Struct):
 async def form_of(
     stream: AsyncIterator[bytes], boundary: str, *, max_bytes: int, max_text_bytes: int
 ) -> AsyncGenerator[Form]:
-    """A form, as long as the context lasts. Raises BadRequest, TooLarge: over so many bytes, or of text so many."""
+    """A form, as long as the context lasts. Raises BadRequest, TooSlow, TooLarge: over so many bytes, or of text so
+    many."""
     with ExitStack() as opened:
         yield await _read(stream, boundary, opened, max_bytes=max_bytes, max_text_bytes=max_text_bytes)
 
@@ -110,7 +130,7 @@ async def _read(
         raise BadRequest("the form's Content-Type names no boundary")
     try:
         with PushMultipartParser(boundary, max_segment_count=MAX_PARTS) as parser:
-            async for chunk in stream:
+            async for chunk in paced(stream):
                 size += len(chunk)
                 if size > max_bytes:
                     raise TooLarge(f"a form has at most {max_bytes} bytes, its files included")

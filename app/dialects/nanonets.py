@@ -126,7 +126,7 @@ class NotCompleted(Exception):
         super().__init__(f"the task is {self.status}: there is a summary once it is completed")
 
 
-STATUS_CODES = {413: 400, 422: 409, 502: 500}
+STATUS_CODES = {408: 400, 413: 400, 422: 409, 502: 500}
 """Where the vendor has another for it, or none."""
 
 
