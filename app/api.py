@@ -1,6 +1,7 @@
 """Build the API from its rooms: routes, layers, and whose words an error is told in."""
 
 import ipaddress
+import re
 import time
 
 import structlog
@@ -36,6 +37,7 @@ from eventstore.checkpointing import Signer
 log = structlog.stdlib.get_logger()
 
 EVENT_STREAM = "text/event-stream"
+OUR_STREAMS = re.compile(r"(/tasks/[^/]+)?/events")
 QUIET = ("/health", "/metrics")
 EXPOSED = (
     *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
@@ -217,9 +219,11 @@ def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignor
     """On streams only: whoever opens one may have no way to send a header."""
     path = str(connection.scope["path"]).removeprefix(str(connection.scope["root_path"]))
     query = connection.query_params
+    if "method" not in connection.scope or connection.scope["method"] != "GET":
+        return None
     if path.startswith(shannon_routes.STREAMS):
         return query_token(query)
-    stream = path.endswith("/events") and EVENT_STREAM in connection.headers.get("accept", "")
+    stream = OUR_STREAMS.fullmatch(path) is not None and EVENT_STREAM in connection.headers.get("accept", "")
     return query.get("token") if stream else None
 
 

@@ -55,10 +55,13 @@ def idempotency_key(request: Asked) -> str | None:
     return key
 
 
-def keyed(request: Asked, command: Command) -> Command:
-    """The command, which a repeat under the same Idempotency-Key does not carry out again. Raises BadRequest."""
+def keyed(request: Asked, command: Command, *, wish: str = "") -> Command:
+    """The command, which a repeat under the same Idempotency-Key does not carry out again; another `wish` is none.
+    Raises BadRequest."""
     key = idempotency_key(request)
-    return command if key is None else msgspec.structs.replace(command, key=hashed_key(type(command).__name__, key))
+    if key is None:
+        return command
+    return msgspec.structs.replace(command, key=hashed_key(type(command).__name__, f"{key}\x00{wish}" if wish else key))
 
 
 def wait_of(request: Asked) -> float | None:

@@ -150,7 +150,8 @@ async def send_message(request: Asked, task_id: TaskPath, tasks: NamedDependency
     """Answer the agent's question; without one, leave a message for its next look at its inbox."""
     request.user.need("tasks:write")
     asked = task_id_said(task_id)
-    command = keyed(request, ReceiveInput(text=read_answer(await request.body()).message))
+    text = read_answer(await request.body()).message
+    command = keyed(request, ReceiveInput(text=text), wish=text)
     done = await tasks.execute(request.user.owner, asked, command, cause_of(request))
     if isinstance(done, Rejected):
         raise Refused(done)

@@ -130,8 +130,11 @@ async def create_token(
         raise BadRequest("unlimited leaves nothing for limits and multiplier to say")
     for scope in data.scopes:
         request.user.need(scope)
+    expires_at = None if data.expires_in_s is None else datetime.now(UTC) + timedelta(seconds=data.expires_in_s)
     if plan != PLAN:
         request.user.need("admin:all")
+    elif not request.user.rules_all:
+        plan = request.user.plan  # whoever was given less gives no more
     if len(await tokens.all(owner)) >= MAX_OF_ONE:
         raise TooMany(f"{owner} has {MAX_OF_ONE} tokens: revoke what is not used")
     secret = new_token()
@@ -139,7 +142,7 @@ async def create_token(
         secret,
         owner,
         tuple(scope for scope in SCOPES if scope in data.scopes),
-        expires_at=None if data.expires_in_s is None else datetime.now(UTC) + timedelta(seconds=data.expires_in_s),
+        expires_at=expires_at,
         dialect=data.dialect,
         note=data.note,
         plan=plan,

@@ -28,6 +28,8 @@ from app.tasks import Cause, Tasks
 from app.views import Lists
 from projections.task import Task
 
+NOTHING_TO_CONFIRM = "confirmed_task_id: this task has no plan that could be confirmed"
+
 
 class Caller(Struct, frozen=True, kw_only=True):
     """Who calls, by which request, and under which idempotency key."""
@@ -98,6 +100,9 @@ class Calls:
         if attached is None:
             raise NotFound("no such task")
         task = attached.task
+        if task.dialect != "niyra" or task.approval_mode != "confirm":
+            # Its result is for whoever may poll it, which this call's scope does not allow.
+            raise BadRequest(NOTHING_TO_CONFIRM)
         if task.plan_awaits_review:
             # By its step: not a later plan, which its owner has not seen.
             approve = DecideReview(approved=True, step=task.plan_step)
@@ -110,7 +115,7 @@ class Calls:
                 task = again.task
         if task.ended or task.plan_approved:
             return task
-        raise BadRequest("confirmed_task_id: this task has no plan that could be confirmed")
+        raise BadRequest(NOTHING_TO_CONFIRM)
 
     async def _waited(self, task: Task, answers: Callable[[Task], bool], window_s: float, began: float) -> Task:
         return await wait_until(self.tasks, task, answers, window_s - (monotonic() - began))

@@ -231,5 +231,9 @@ def _check_origin(scope: Scope, allowed: tuple[str, ...]) -> None:
     origin = headers.get(b"origin", b"").decode("latin-1")
     if not origin or "*" in allowed or origin in allowed:
         return
-    if urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
+    try:
+        ours = urlsplit(origin).netloc == headers.get(b"host", b"").decode("latin-1")
+    except ValueError:
+        ours = False
+    if not ours:
         raise PermissionDeniedException("this origin may not call /mcp")

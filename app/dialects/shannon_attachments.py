@@ -19,7 +19,9 @@ MAX_ATTACHED = 25 * 1024 * 1024
 MAX_THUMBNAIL = 50 * 1024
 """Bytes of all attachments together, and of one's thumbnail, once decoded."""
 MAX_ATTACHMENTS = 64
-LONG_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/=]|\\/){1024,}")
+LONG_BASE64 = re.compile(rb"[A-Za-z0-9+/=\\]{1024,}")
+"""One set of signs (the backslash is that of an escaped slash): with an alternation the engine would remember each sign
+in some 120 bytes of memory."""
 
 
 class Attachment(Struct, kw_only=True):

@@ -88,7 +88,8 @@ async def redirect_to_stream(request: Asked, task_id: TaskPath) -> Response[None
     checked_id(task_id)
     kept = {name: request.query_params[name] for name in ("types", "last_event_id") if name in request.query_params}
     base, _, _ = asked_path(request.scope).rpartition("/tasks/")
-    location = f"{base}/stream/sse?{urlencode({'workflow_id': task_id} | kept)}"
+    # One slash: after two, a client would look for a host.
+    location = f"/{base.lstrip('/')}/stream/sse?{urlencode({'workflow_id': task_id} | kept)}"
     return Response(None, status_code=307, headers={"Location": location}, media_type="text/plain")
 
 

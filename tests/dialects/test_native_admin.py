@@ -10,7 +10,7 @@ from app.dialects.native_admin import MAX_OF_ONE
 from eventstore.events import Json, Owner
 from eventstore.log import owner_named, owner_word
 from eventstore.tokens import LIMIT_NAMES, SCOPES, Plan, Scope
-from tests.api import Api
+from tests.api import DEV, Api
 
 TOKENS, TOOLS = "/admin/tokens", "/admin/tools"
 READS: dict[str, Json] = {"scopes": ["tasks:read"]}
@@ -229,3 +229,9 @@ def test_an_owner_is_meant_by_name_or_by_the_word_that_lists_show():
         assert owner_named(owner_word(name)) == owner_word(name)
     assert owner_named("x-men") == owner_word("x-men") != "x-men"
     assert owner_named("x-mfra") == owner_word("x-mfra")  # base32 of "ab", which needs none
+
+
+async def test_whoever_was_given_less_gives_no_more(api: Api):
+    await api.rooms.tokens.add("tt_poor", DEV, ("admin",), plan=Plan(limits={"native": 1_000}))
+    made = await api.client.post(TOKENS, json={"scopes": ["tasks:read"]}, headers={"Authorization": "Bearer tt_poor"})
+    assert (made.status_code, made.json()["limits"]["native"]) == (201, 1_000)

@@ -211,6 +211,6 @@ async def test_a_page_of_another_site_may_not_call_and_our_own_may(niyra: Niyra)
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     ours = {"Origin": niyra.api.url}
     assert (await niyra.api.client.post("/mcp", json=body, headers=BY_HAND | ours)).status_code == 200
-    theirs = {"Origin": "https://evil.example"}
-    refused = await niyra.api.client.post("/mcp", json=body, headers=BY_HAND | theirs)
-    assert (refused.status_code, refused.json()["error"]) == (403, "insufficient_scope")
+    for theirs in ("https://evil.example", "http://[bad", "null"):
+        refused = await niyra.api.client.post("/mcp", json=body, headers=BY_HAND | {"Origin": theirs})
+        assert (refused.status_code, refused.json()["error"]) == (403, "insufficient_scope")

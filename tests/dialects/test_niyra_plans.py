@@ -8,7 +8,7 @@ import pytest
 
 from eventstore.connection import NatsAddress
 from eventstore.events import Json
-from tests.dialects.niyra import EXECUTE, Niyra, speaking
+from tests.dialects.niyra import EXECUTE, Niyra, scenario, speaking
 
 TWO_TOOLS: list[Json] = [{"tool": "search"}, {"tool": "gmail_send"}, {"complete": "Sent."}]
 PLAN = [{"tool": "search", "why": ""}, {"tool": "gmail_send", "why": ""}]
@@ -86,3 +86,16 @@ async def test_a_plan_that_was_refused_is_answered_as_it_ended(niyra: Niyra):
     body = (await niyra.execute(confirmed_task_id=task_id)).json()
     assert (body["status"], body["terminal"]) == ("failed", True)
     assert body["error"] == {"code": "plan_refused", "message": "no mails"}
+
+
+async def test_confirming_shows_no_task_that_had_no_plan_to_be_confirmed(niyra: Niyra):
+    """Its scope is not that of polling."""
+    done = (await niyra.execute({"complete": "a secret"})).json()
+    planned = await niyra.api.client.post(
+        "/tasks", json={"input": scenario({"tool": "gmail_send"}, {"complete": "Sent."}), "approval_mode": "confirm"}
+    )
+    async with niyra.bearer("tt_executes", "niyra:execute") as client:
+        for task_id in (done["task_id"], planned.json()["task_id"]):
+            refused = await client.post(EXECUTE, json={"confirmed_task_id": task_id})
+            assert (refused.status_code, refused.json()["error"]) == (400, "invalid_request")
+            assert "secret" not in refused.text

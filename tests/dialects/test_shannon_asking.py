@@ -5,6 +5,8 @@ import base64
 import hashlib
 import random
 import string
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from urllib.parse import quote
 from uuid import uuid4
@@ -380,3 +382,42 @@ async def test_shannons_limits_are_told_and_kept(nats_address: NatsAddress):
         assert int(answers[-1].headers["Retry-After"]) >= 1
         task_id = answers[0].json()["task_id"]
         assert (await api.client.get(f"{TASKS}/{task_id}", headers=headers)).status_code == 200  # a poll is not counted
+
+
+HUNGRY = """
+import resource
+from app.dialects.shannon_attachments import check_size
+from app.settings import HttpSettings
+
+resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, 2_000_000_000))
+check_size(b'{"data":"' + b"A" * 33_000_000 + b'"}', HttpSettings())
+print("taken")
+"""
+
+
+def test_a_large_attachment_is_measured_in_little_more_memory_than_it_has():
+    said = subprocess.run([sys.executable, "-c", HUNGRY], capture_output=True, text=True, timeout=60, check=False)
+    assert said.stdout == "taken\n", said.stderr[-500:]
+
+
+async def test_a_token_in_the_query_opens_streams_alone_and_never_writes(api: Api):
+    task_id = await api.begin()
+    stream = {"Accept": "text/event-stream"}
+    query = f"token={api.token}"
+    async with httpx.AsyncClient(base_url=api.url, headers=stream) as client:
+        for method, path in (
+            ("GET", f"{TASKS}/{task_id}/events"),
+            ("GET", f"{PREFIX}/api/v1/sessions/s1/events"),
+            ("PATCH", f"{PREFIX}/api/v1/sessions/events"),
+            ("DELETE", f"{PREFIX}/api/v1/sessions/events"),
+            ("DELETE", "/admin/tokens/events"),
+        ):
+            answer = await client.request(method, f"{path}?{query}")
+            assert answer.status_code == 401, (method, path, answer.text)
+
+
+async def test_a_redirect_never_leads_to_another_host(api: Api):
+    task_id = await api.begin()
+    async with httpx.AsyncClient(headers=api.bearer, follow_redirects=False) as client:
+        answer = await client.get(f"{api.url}//api/v1/tasks/{task_id}/stream")
+    assert not answer.headers.get("Location", "").startswith("//")
