@@ -20,7 +20,7 @@ serve: $(INSTALLED) ## start everything, embedded; make serve ARGS="--port 9000"
 	@exec $(BIN)/tasktrail serve $(ARGS)
 
 test: $(INSTALLED) ## the whole suite on all cores; make test ARGS="-k tail" passes options on
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

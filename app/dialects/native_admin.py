@@ -126,8 +126,6 @@ async def create_token(
     owner = _ruled(request.user, data.owner) or request.user.owner
     limits = msgspec.convert(msgspec.to_builtins(data.limits), dict[str, int])
     plan = Plan(multiplier=data.multiplier, unlimited=data.unlimited, limits=limits)
-    if plan.contradicts_itself:
-        raise BadRequest("unlimited leaves nothing for limits and multiplier to say")
     for scope in data.scopes:
         request.user.need(scope)
     expires_at = None if data.expires_in_s is None else datetime.now(UTC) + timedelta(seconds=data.expires_in_s)
