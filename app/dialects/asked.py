@@ -21,6 +21,7 @@ IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 Said = TypeVar("Said", bound=msgspec.Struct)
+Word = TypeVar("Word", bound=str)
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -95,6 +96,14 @@ def one_of(name: str, text: str, *words: str) -> str:
     if text not in words:
         raise BadRequest(f"{name}: there is no {text[:60]!r}; there are: {', '.join(words)}")
     return text
+
+
+def words_of(name: str, text: str, known: tuple[Word, ...]) -> list[Word]:
+    """Those of these that a comma list names. Raises BadRequest."""
+    named = set(text.split(","))
+    if unknown := sorted(named - {*known}):
+        raise BadRequest(f"{name}: there is no {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
+    return [word for word in known if word in named]
 
 
 async def strictly(request: Asked, data: Said) -> Said:

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -220,15 +220,6 @@ def status_of(task: Task) -> NanonetsStatus:
     if task.status == "pending" and task.started_at is not None:
         return "running"
     return WORDS[task.status]
-
-
-def statuses_said(text: str) -> frozenset[NanonetsStatus]:
-    """A comma list. Raises BadRequest."""
-    known = {str(word): word for word in get_args(NanonetsStatus)}
-    unknown = sorted(set(text.split(",")) - known.keys())
-    if unknown:
-        raise BadRequest(f"status: there is no {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
-    return frozenset(known[word] for word in text.split(","))
 
 
 def ours(wanted: frozenset[NanonetsStatus]) -> frozenset[Status]:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 import structlog
@@ -20,11 +20,12 @@ from app.agents.catalogue import Catalogue
 from app.auth import Revocations
 from app.commands import CancelTask, ReceiveInput
 from app.decide import Rejected
-from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, known_versions
+from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, words_of
 from app.dialects.crossroads import asked_path
 from app.dialects.nanonets import (
     RETRY_AFTER_S,
     AgentBody,
+    NanonetsStatus,
     NewRun,
     agent_id,
     agent_named,
@@ -38,14 +39,13 @@ from app.dialects.nanonets import (
     render_begun,
     render_summary,
     status_of,
-    statuses_said,
     task_id_said,
     to_command,
 )
 from app.dialects.nanonets_feed import History, feed, messages
 from app.dialects.native_lists import MAX_WORDS, time_of
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, rendered
+from app.dialects.polling import find, polled
 from app.feed import Streams
 from app.problems import Refused
 from app.settings import HttpSettings
@@ -92,15 +92,8 @@ async def run_agent(
 async def poll_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("tasks:read")
-    attached, age_s = await find(tasks, request.user, task_id_said(task_id))
-    task = attached.task
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'} | _wait(task)
-    if age_s is not None:
-        headers["Age"] = str(age_s)
-    if task.version in known_versions(request, task):
-        return Response(b"", status_code=304, headers=headers, media_type=None)
-    body = await rendered(tasks, attached, task, "nanonets", render)
-    return Response(body, headers=headers, media_type="application/json")
+    found = await find(tasks, request.user, task_id_said(task_id))
+    return await polled(request, tasks, found, "nanonets", render, _wait)
 
 
 @get("/tasks/{task_id:str}/summary")
@@ -109,7 +102,7 @@ async def summary(request: Asked, task_id: TaskPath, tasks: NamedDependency[Task
     request.user.need("tasks:read")
     attached, _ = await find(tasks, request.user, task_id_said(task_id))
     task = attached.task
-    large = await tasks.large_fields(task) if task.blobs else {}
+    large = await tasks.large_fields(task)
     return Response(render_summary(task, large), media_type="application/json")
 
 
@@ -188,7 +181,7 @@ async def list_tasks(
 ) -> Response[bytes]:
     """The workspace's tasks, newest first."""
     request.user.need("tasks:read")
-    statuses = None if status is None else statuses_said(status)
+    statuses = None if status is None else frozenset(words_of("status", status, get_args(NanonetsStatus)))
     wanted = Filter(
         statuses=None if statuses is None else ours(statuses),
         agent=None if agent_id is None else agent_named(agent_id, catalogue),

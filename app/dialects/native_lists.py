@@ -11,7 +11,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
 
-from app.dialects.asked import Asked, every, flag
+from app.dialects.asked import Asked, every, flag, words_of
 from app.dialects.native import PublicStatus, TaskList, render
 from app.openapi import PROBLEM
 from app.problems import BadRequest
@@ -60,7 +60,7 @@ async def list_tasks(
     request.user.need("tasks:read")
     statuses, counted = every(request, "status"), flag("total", total)
     wanted = Filter(
-        statuses=None if statuses is None else statuses_of(statuses),
+        statuses=None if statuses is None else frozenset(words_of("status", statuses, get_args(PublicStatus))),
         agent=agent,
         session_id=session_id,
         created_after=None if created_after is None else time_of("created_after", created_after),
@@ -90,15 +90,6 @@ def listed(page: Page, count: Count | None) -> bytes:
         rest |= {"total": count.tasks, "total_exact": count.exact}
     items = b",".join(render(task, {}) for task in page.tasks)
     return b'{"data":[%b],%b' % (items, msgspec.json.encode(rest)[1:])
-
-
-def statuses_of(text: str) -> frozenset[PublicStatus]:
-    """A comma list of statuses. Raises BadRequest."""
-    known = {str(status): status for status in get_args(PublicStatus)}
-    unknown = sorted(set(text.split(",")) - known.keys())
-    if unknown:
-        raise BadRequest(f"status: there is no {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
-    return frozenset(known[word] for word in text.split(","))
 
 
 def time_of(name: str, text: str) -> datetime:

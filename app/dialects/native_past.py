@@ -41,5 +41,5 @@ async def past_task(request: Asked, tasks: Tasks, task_id: TaskId, at: str) -> R
     headers = SETTLED | {"ETag": f'"{task.version}"'}
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=headers, media_type=None)
-    body = render(task, await tasks.large_fields(task) if task.blobs else {})
+    body = render(task, await tasks.large_fields(task))
     return Response(body, headers=headers, media_type="application/json")

@@ -124,7 +124,7 @@ class Calls:
         """Raises ToolDisabled: that is no answer, but a refusal."""
         if task.status == "failed" and task.error is not None and task.error.code == "tool_disabled":
             raise ToolDisabled(task)
-        return await self.tasks.large_fields(task) if task.blobs else {}
+        return await self.tasks.large_fields(task)
 
 
 def _answers(task: Task) -> bool:

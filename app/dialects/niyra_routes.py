@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody
 
-from app.dialects.asked import Asked, cause_of, idempotency_key, known_versions
+from app.dialects.asked import Asked, cause_of, idempotency_key
 from app.dialects.niyra import (
     RETRY_AFTER_S,
     Answered,
@@ -22,7 +22,7 @@ from app.dialects.niyra import (
 )
 from app.dialects.niyra_calls import Caller, Calls, Told
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, rendered
+from app.dialects.polling import find, polled
 from app.tasks import Tasks
 from projections.task import Task
 
@@ -78,15 +78,8 @@ async def ask(
 async def poll_task(request: Asked, task_id: FromPath[str], tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("niyra:tasks:read")
-    attached, age_s = await find(tasks, request.user, task_id)
-    task = attached.task
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'} | _pace(task)
-    if age_s is not None:
-        headers["Age"] = str(age_s)
-    if task.version in known_versions(request, task):
-        return Response(b"", status_code=304, headers=headers, media_type=None)
-    body = await rendered(tasks, attached, task, "niyra", render_polled)
-    return Response(body, headers=headers, media_type="application/json")
+    found = await find(tasks, request.user, task_id)
+    return await polled(request, tasks, found, "niyra", render_polled, _pace)
 
 
 def routes() -> list[Router]:

@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import Callable, Mapping
 
+from litestar import Response
+
 from app.attached import Attached
 from app.auth import Principal
+from app.dialects.asked import Asked, known_versions
 from app.dialects.native import task_id_of
 from app.problems import NotFound
 from app.tasks import Tasks
@@ -42,6 +45,27 @@ async def wait_until(tasks: Tasks, task: Task, satisfied: Callable[[Task], bool]
                 return attached.task
 
 
+async def polled(
+    request: Asked,
+    tasks: Tasks,
+    found: tuple[Attached, int | None],
+    dialect: Dialect,
+    render: Callable[[Task, Mapping[str, object]], bytes],
+    headers: Callable[[Task], dict[str, str]],
+) -> Response[bytes]:
+    """What a vendor's poll of a task answers, as `find` found it: its body, or 304 to whoever knows its version.
+    Raises LogUnavailable, BlobDamaged."""
+    attached, age_s = found
+    task = attached.task
+    told = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'} | headers(task)
+    if age_s is not None:
+        told["Age"] = str(age_s)
+    if task.version in known_versions(request, task):
+        return Response(b"", status_code=304, headers=told, media_type=None)
+    body = await rendered(tasks, attached, task, dialect, render)
+    return Response(body, headers=told, media_type="application/json")
+
+
 async def rendered(
     tasks: Tasks,
     attached: Attached | None,
@@ -53,7 +77,7 @@ async def rendered(
     Raises LogUnavailable, BlobDamaged."""
     body = attached.bodies.get(dialect) if attached is not None and attached.task is task else None
     if body is None:
-        body = render(task, await tasks.large_fields(task) if task.blobs else {})
+        body = render(task, await tasks.large_fields(task))
         if attached is not None and attached.task is task and not task.blobs:
             attached.bodies[dialect] = body
     return body

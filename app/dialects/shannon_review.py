@@ -155,7 +155,7 @@ async def _found(request: Asked, tasks: Tasks, text: str) -> tuple[Task, Review]
     task = attached.task
     # Only what the task knows, too: the log may have more by now.
     history = [one for one in await tasks.log.read(task.owner, task.task_id) if one.sequence <= task.sequence]
-    large = await tasks.large_fields(task) if task.blobs else {}
+    large = await tasks.large_fields(task)
     review = review_of(task, history, query_of(task, large))
     if review is None:
         raise Refusal(404, "Review session not found or expired")

@@ -21,10 +21,10 @@ from app.dialects import (
     shannon_stream_routes,
     shannon_ws,
 )
-from app.dialects.asked import Asked, cause_of, known_versions
+from app.dialects.asked import Asked, cause_of
 from app.dialects.budgets import shannon_refusal
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, rendered
+from app.dialects.polling import find, polled
 from app.dialects.shannon import (
     RETRY_AFTER_S,
     Streamable,
@@ -98,16 +98,12 @@ async def submit_and_stream(
 async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("tasks:read")
-    attached, age_s = await find(tasks, request.user, checked_id(task_id))
-    task = attached.task
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"', "X-Workflow-ID": str(task.task_id)}
-    headers |= retry_after(task, least_s=RETRY_AFTER_S)
-    if age_s is not None:
-        headers["Age"] = str(age_s)
-    if task.version in known_versions(request, task):
-        return Response(b"", status_code=304, headers=headers, media_type=None)
-    body = await rendered(tasks, attached, task, "shannon", render)
-    return Response(body, headers=headers, media_type="application/json")
+    found = await find(tasks, request.user, checked_id(task_id))
+    return await polled(request, tasks, found, "shannon", render, _marks)
+
+
+def _marks(task: Task) -> dict[str, str]:
+    return {"X-Workflow-ID": str(task.task_id)} | retry_after(task, least_s=RETRY_AFTER_S)
 
 
 @get("/openapi.json", opt=shannon_about.OPEN)

@@ -1,14 +1,12 @@
 """The programs that the vendors' examples are run with, and what they write."""
 
-import asyncio
 import os
 import shutil
-from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
-from tests.walk.serving import WITHIN_S
+from tests.walk.serving import ended
 
 PROJECT = Path(__file__).parents[2]
 
@@ -32,12 +30,6 @@ def missing(name: str) -> None:
 
 async def output_of(*command: str) -> str:
     """What a program that does well writes. It runs where `.ci/run` puts the vendors' packages."""
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
+    code, out, err = await ended(*command, cwd=PROJECT)
+    assert code == 0, err
+    return out

@@ -116,9 +116,12 @@ async def serving(
 
 async def attempt(*options: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command that should end by itself."""
-    process = await asyncio.create_subprocess_exec(
-        *command(*options), stdout=PIPE, stderr=PIPE, env=clean_environment(**environment)
-    )
+    return await ended(*command(*options), env=clean_environment(**environment))
+
+
+async def ended(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
+    """The same of any program, which is killed if it does not end in time."""
+    process = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=PIPE, env=env, cwd=cwd)
     try:
         out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
     finally:
