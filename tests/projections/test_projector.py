@@ -217,14 +217,17 @@ async def test_a_record_that_nobody_can_read_is_passed_over(log: MemoryLog, data
     await in_step(database, folded(scribe.written))
 
 
-async def test_a_rebuild_stands_beside_what_is_read_until_it_is_complete(log: MemoryLog, database: Database) -> None:
+@pytest.mark.parametrize("batch", [4, 10])
+async def test_a_rebuild_stands_beside_what_is_read_until_it_is_complete(
+    log: MemoryLog, database: Database, batch: int
+) -> None:
     scribe, views = Scribe(log), Views(database)
     for _ in range(5):
         await scribe.task(born(), started())
     live = Projector(log, database)
     await live.run_to_end()
     rebuilt = await Generation.fresh(database)
-    rebuilding = Projector(log, database, generation=rebuilt, batch=4)
+    rebuilding = Projector(log, database, generation=rebuilt, batch=batch)
     await rebuilding.run_once()
     await scribe.task(born("meanwhile"))
     await live.run_to_end()
