@@ -97,7 +97,7 @@ class Mcp:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, which is a POST and may be made."""
-        await self._manager.handle_request(scope, receive, send)
+        await self._manager.handle_request(scope, receive, send)  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and starlette's differ in name
 
     async def _list(self, context: Context, params: mcp.PaginatedRequestParams | None) -> mcp.ListToolsResult:
         del context, params  # all have the same few
