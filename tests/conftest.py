@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 import pytest
 
+from app.cli import freeze
 from eventstore.connection import Connection, NatsAddress, hidden
 from eventstore.server import EmbeddedServer
 from projections.database import Database
@@ -45,6 +46,12 @@ def pytest_report_header() -> str:
             return f"NATS: {IMAGE} by testcontainers"
         case "embedded":
             return "NATS: the embedded nats-server, a new one for each test"
+
+
+def pytest_collection_finish() -> None:
+    """As the service does it: what is there before the first test stays, and the garbage collector looked at all of it
+    again and again, for a fifth of the suite's time."""
+    freeze()
 
 
 @pytest.fixture
