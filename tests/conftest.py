@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from app.cli import freeze
+from app.freezing import freeze
 from eventstore.connection import Connection, NatsAddress, hidden
 from eventstore.server import EmbeddedServer
 from projections.database import Database

@@ -12,6 +12,7 @@ from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 
 from app.dialects.niyra_calls import Calls
+from app.freezing import freeze
 from app.limits import Limits
 from app.settings import HttpSettings
 
@@ -63,6 +64,7 @@ class McpDoor:
 
     async def _opened(self) -> "Mcp":
         made = await asyncio.to_thread(_fetched)
+        freeze()
         mcp = made(self._calls, self._limits, self._http)
         await self._open.enter_async_context(mcp.run())
         return mcp
