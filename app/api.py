@@ -22,7 +22,7 @@ from app.auth import Bearers, credentials
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
-from app.dialects.niyra_mcp import PATHS as MCP_PATHS
+from app.dialects.niyra_mcp_door import PATHS as MCP_PATHS
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.limiting import Limiting, Telling

@@ -14,7 +14,7 @@ from sqlalchemy.schema import DropTable
 from eventstore.log import Recorded, SessionRecorded
 from projections import session_rows
 from projections.checkpoint import Checkpoint
-from projections.database import Database, Superseded, ViewsUnavailable
+from projections.database import Database
 from projections.rows import Control, Rows
 from projections.schema import (
     CONTROL,
@@ -27,6 +27,7 @@ from projections.schema import (
     tables,
     tasks_table,
 )
+from projections.views_errors import Superseded, ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 

@@ -12,9 +12,10 @@ from eventstore import codec
 from eventstore.codec import Unreadable
 from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Recorded, Replay, SessionRecorded
 from projections.checkpoint import is_of
-from projections.database import Database, Superseded, ViewsUnavailable
+from projections.database import Database
 from projections.generations import Generation
 from projections.seldom import Seldom
+from projections.views_errors import Superseded, ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 

@@ -17,13 +17,14 @@ from eventstore.events import Owner, SessionDeleted, SessionFact, SessionTitled,
 from eventstore.log import Arrival, LogIsAnother, OnArrival, OnReset, session_of_subject
 from eventstore.memory import MemoryLog, MemoryReplay, MemoryTail
 from projections import generations
-from projections.database import Database, Superseded, ViewsUnavailable
+from projections.database import Database
 from projections.generations import Generation
 from projections.projector import Progress, Projector
 from projections.schema import FOLD_VERSION, GENERATIONS, tables, tasks_table
 from projections.session import Session, SessionView, Tally
 from projections.task import Halt, StepInHand, Task
 from projections.views import Views
+from projections.views_errors import Superseded, ViewsUnavailable
 from tests.given import (
     answer,
     cancelled,
