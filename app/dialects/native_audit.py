@@ -19,10 +19,13 @@ from app.audit_answers import LAST, NDJSON, OWNER, AuditStream, as_cloudevent
 from app.audit_feed import AuditFeeds, Page, Question
 from app.audit_filter import Wanted
 from app.auth import NotAllowed, Principal, Revocations
+from app.bounding import held_by
+from app.bounds import LARGEST_ANSWER
 from app.dialects.asked import Asked, every, flag, one_of
 from app.dialects.native import task_id_of
 from app.dialects.native_lists import FLAG, TIME, time_of
 from app.feed import Streams
+from app.following import READING
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound
 from app.tasks import Tasks
@@ -168,6 +171,7 @@ async def get_log(
     )
     if kind not in (SSE, NDJSON):
         question = msgspec.structs.replace(question, limit=1 if kind == ONE else limit or 100)
+        await held_by(request.scope).more(READING)
         return answer_page(request, await feeds.page(question, request.user.owner), kind)  # pyright: ignore[reportReturnType]  # litestar takes both
     return AuditStream(
         feeds,
@@ -196,6 +200,7 @@ async def get_record_blob(
     """The fields of a fact that were too big for the log, as stored, by the id of its record; or a file that came with
     a task, by the name of its blob."""
     request.user.need("audit")
+    await held_by(request.scope).more(LARGEST_ANSWER)
     content = await feeds.blob(record_id, None if request.user.hears_all else request.user.owner)
     if content is None:
         raise NotFound("no such blob")

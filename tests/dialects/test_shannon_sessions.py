@@ -25,7 +25,21 @@ SESSIONS = f"{PREFIX}/api/v1/sessions"
 AT_ONCE: dict[str, Json] = {"scenario": {"steps": [{"complete": "Done"}]}}
 NOT_FOUND = {"error": "Session not found"}
 ATTACHED: Json = {"media_type": "text/plain", "url": "https://page.example/a.txt"}
-ODD = ["two words", "a.b", "*", "日本", "a\0b", "'; DROP TABLE sessions_1; --", "s" * 500, "%2F", "?"]
+ODD = [
+    "two words",
+    "a.b",
+    "*",
+    "日本",
+    "a\0b",
+    "'; DROP TABLE sessions_1; --",
+    "s" * 500,
+    "%2F",
+    "?",
+    "a/b",
+    "/",
+    "a//b/history",
+    "%252F/",
+]
 
 
 @pytest.fixture

@@ -59,6 +59,24 @@ async def test_a_token_of_the_issuer_opens_its_owners_tasks_and_no_others(api: A
     assert facts[0]["actor"] == f"{word}/session-1"
 
 
+async def test_a_token_is_verified_once_in_a_request_also_where_it_says_whose_the_path_is(
+    api: Api, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+):
+    verified, verify = list[str](), jwt.decode
+
+    def noting(token: str, *given: object, **more: object) -> object:
+        verified.append(token)
+        return verify(token, *given, **more)  # pyright: ignore[reportArgumentType, reportCallIssue]  # as it was called
+
+    monkeypatch.setattr(jwt, "decode", noting)
+    good, bad = issuer.token(), issuer.token(aud="https://elsewhere.example.org")
+    for path in ("/agents", "/api/v1/tasks/f1c2a3b4-0000-4000-8000-000000000000", "/shannon/api/v1/tasks/x"):
+        for token in (good, bad):
+            verified.clear()
+            assert await status(api, token, path) == (404 if token is good and path != "/agents" else 200 if token is good else 401)
+            assert len(verified) <= 1, path
+
+
 async def test_scopes_are_said_in_several_ways_and_what_we_do_not_know_is_nothing(api: Api, issuer: Issuer):
     cases: list[tuple[dict[str, Json], str, int]] = [
         ({"scope": "openid tasks:read email"}, "/agents", 200),
