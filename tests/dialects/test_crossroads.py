@@ -132,7 +132,13 @@ async def sent(tokens: Tokens, kind: str, path: str, root_path: str = "", **head
         raise AssertionError("the layer answers nothing")
 
     given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    asked: dict[str, object] = {"type": kind, "path": unquote(path), "root_path": root_path, "headers": given, "state": {}}
+    asked: dict[str, object] = {
+        "type": kind,
+        "path": unquote(path),
+        "root_path": root_path,
+        "headers": given,
+        "state": {},
+    }
     asked["raw_path"] = path.encode()
     if kind == "http":
         asked["method"] = "GET"
