@@ -90,6 +90,8 @@ async def test_large_answers_that_nobody_takes_leave_room_for_no_more_of_them_an
         assert "as much in hand" in refusal(await api.client.get(f"/niyra/v1/public/tasks/{task_id}"))
         for what in ("summary", "result", "messages"):
             assert "as much in hand" in refusal(await api.client.get(f"/nanonets/v1/tasks/{bare}/{what}"))
+        for what in (f"tasks/{task_id}/events", f"tasks/{task_id}/timeline", "sessions/s/history", "sessions/s/events"):
+            assert "as much in hand" in refusal(await api.client.get(f"/shannon/api/v1/{what}"))
         known = {"If-None-Match": wires[0].headers["etag"]}
         assert (await api.client.get(f"/tasks/{task_id}", headers=known)).status_code == 304
         assert (await api.client.get(f"/tasks/{small}")).status_code == 200
