@@ -126,24 +126,6 @@ WEB = (
         MANY,
         default=HTTP.max_stream_bytes,
     ),
-    option(
-        "--streams-per-token",
-        "Streams that a token may have open in a process; as many as it likes where it is unlimited.",
-        MANY,
-        default=HTTP.streams_per_token,
-    ),
-    option(
-        "--max-bodies-bytes",
-        "Bytes of requests' bodies that a process takes in at once; a quarter of them one owner's.",
-        MANY,
-        default=HTTP.max_bodies_bytes,
-    ),
-    option(
-        "--max-answers-bytes",
-        "The same of answers that may be large.",
-        MANY,
-        default=HTTP.max_answers_bytes,
-    ),
     option("--max-attached", "Tasks that are kept in memory.", MANY, default=HTTP.max_attached),
     option(
         "--max-audit-feeds",

@@ -34,17 +34,18 @@ from app.dialects.native import (
     render,
     to_command,
 )
-from app.dialects.native_audit import AFTER, attached_file, get_log, get_record_blob
+from app.dialects.native_audit import AFTER, get_log
+from app.dialects.native_blobs import get_blob, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.pace import retry_after
-from app.dialects.polling import blob, find, rendered, task_id_asked, wait_until
+from app.dialects.polling import find, rendered, task_id_asked, wait_until
 from app.feed import OurWords, Streams, TaskStream
-from app.following import PAGE_BYTES, READING, history
+from app.following import PAGE_BYTES, READING
 from app.openapi import PROBLEM
-from app.problems import BadRequest, NotFound, Refused
+from app.problems import BadRequest, Refused
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
 from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
@@ -159,33 +160,6 @@ async def get_events(
     if _at_the_end(attached.task, cursor):
         return Response(b"", status_code=204, media_type=None)  # pyright: ignore[reportReturnType]  # litestar takes both
     return TaskStream(tasks, streams, revocations, request.user, attached.task_id, OurWords(cursor))
-
-
-@get(
-    "/tasks/{task_id:str}/blobs/{sha256:str}",
-    responses={**ONE_TASK, 200: ResponseSpec(dict[str, object], generate_examples=False, description="the fields")},
-    tags=["tasks"],
-)
-async def get_blob(
-    request: Asked, task_id: TaskPath, sha256: FromPath[str], tasks: NamedDependency[Tasks]
-) -> Response[bytes]:
-    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names; or a file that
-    came with the task, by its own."""
-    request.user.need("tasks:read")
-    attached, _ = await find(tasks, request.user, task_id)
-    held = held_by(request.scope)
-    await held.more(READING)
-    for file in attached.task.files:
-        content = await blob(held, tasks, file.blob, file.bytes) if file.sha256 == sha256 else None
-        if content is not None:
-            return attached_file(content)
-    async for recorded in history(tasks.log, attached):
-        reference = recorded.record.blob
-        if reference is not None and reference.sha256 == sha256:
-            content = await blob(held, tasks, reference.name, reference.bytes)
-            if content is not None:
-                return Response(content, media_type="application/json", headers={"ETag": f'"{sha256}"'})
-    raise NotFound("this task has no such blob")
 
 
 @post("/tasks/{task_id:str}/cancel", status_code=200, responses=COMMANDED, tags=["tasks"], operation_class=MayHaveBody)
