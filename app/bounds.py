@@ -12,7 +12,7 @@ from eventstore.events import Owner, TaskId
 
 log = structlog.stdlib.get_logger()
 
-PATIENCE_S = 2.0
+PATIENCE_S = 5.0
 """So long a request waits for room."""
 MAX_WAITING = 256
 """So many of them do; whoever comes later is told at once."""
