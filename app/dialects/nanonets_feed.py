@@ -92,8 +92,7 @@ class History:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write to the end, a cut, or the client's leaving. Raises NoRoom, TooManyStreams, NotAuthenticated,
-        LogUnavailable: before anything
-        was written."""
+        LogUnavailable: before anything was written."""
         self._held = held_by(scope)
         await self._held.more(READING)
         async with held(self._streams, self._revocations, self._principal) as (reader, revoked):

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from app.bounding import held_by
+from app.bounds import NoRoom
 from app.commands import ClientCommand, DecideReview, ReceiveInput
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of
@@ -119,9 +120,7 @@ async def say(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) 
             if review.round >= MAX_ROUNDS:
                 raise Refusal(409, f"Maximum number of review rounds reached ({MAX_ROUNDS})")
             await _command(request, tasks, task, ReceiveInput(text=message))
-            _, now = await _found(request, tasks, task_id)
-            reply = Reply(message=now.current_plan, round=now.round, version=now.version)
-            return answer(Heard(**asdict(now), plan=reply), headers={"ETag": str(now.version)})
+            return await _heard(request, tasks, task)
         case _:
             raise BadRequest("Invalid action (allowed: feedback, approve)")
 
@@ -135,6 +134,8 @@ async def rounds_of(task: Task, history: AsyncGenerator[Recorded]) -> list[Round
     room = MAX_BYTES
     async with aclosing(history):
         async for recorded in history:
+            if recorded.sequence > task.sequence:
+                break  # the log may have more by now, which this task does not know
             at = recorded.record.at
             match recorded.record.fact:
                 case PlanProposed(needs_approval=True, plan=plan):
@@ -172,13 +173,23 @@ async def _found(request: Asked, tasks: Tasks, text: str) -> tuple[Task, Review]
     review = None
     if task.plan_awaits_review or task.plan_approved:
         held = held_by(request.scope)
+        held.keep(0)  # of an earlier look
         await held.more(READING + 2 * MAX_BYTES)
-        # Only what the task knows, too: the log may have more by now.
         rounds = await rounds_of(task, history(tasks.log, attached))
         review = review_of(task, rounds, query_of(task, await large_fields(held, tasks, task)))
     if review is None:
         raise Refusal(404, "Review session not found or expired")
     return task, review
+
+
+async def _heard(request: Asked, tasks: Tasks, task: Task) -> Response[bytes]:
+    """The review after the reviewer's word."""
+    try:
+        _, now = await _found(request, tasks, task.task_id)
+    except NoRoom as error:
+        raise NoRoom(task.task_id) from error
+    reply = Reply(message=now.current_plan, round=now.round, version=now.version)
+    return answer(Heard(**asdict(now), plan=reply), headers={"ETag": str(now.version)})
 
 
 async def _command(request: Asked, tasks: Tasks, task: Task, command: ClientCommand) -> None:
