@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from app import __version__
 from app.auth import Bearers, credentials
+from app.bounding import Bounding
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
@@ -97,7 +98,8 @@ class Authentication(AbstractAuthenticationMiddleware):
     async def authenticate_request(self, connection: ASGIConnection) -> AuthenticationResult:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # litestar's own signature
         """Who asks. Raises NotAuthenticated."""
         secret = credentials(connection.headers, _token_in_query(connection))
-        return AuthenticationResult(user=await self._bearers.authenticate(secret), auth=None)
+        principal = await self._bearers.authenticate_once(connection.scope["state"], secret)
+        return AuthenticationResult(user=principal, auth=None)
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
@@ -147,6 +149,7 @@ def build(rooms: Rooms) -> ASGIApp:
         middleware=[
             DefineMiddleware(Authentication, bearers=rooms.bearers),
             DefineMiddleware(Limiting, limits=rooms.limits),
+            DefineMiddleware(Bounding, bounds=rooms.bounds),
         ],
         exception_handlers={Exception: on_error},
         cors_config=CORSConfig(allow_origins=list(http.cors_origins), expose_headers=list(EXPOSED))

@@ -7,12 +7,17 @@ from typing import Literal
 from litestar.datastructures import Headers
 from msgspec import Struct
 
+from app.issuer_keys import KeysUnavailable
 from app.oauth import BadAccessToken, Issuer, Vouched, header_of
 from eventstore.events import Owner
+from eventstore.log import LogUnavailable
 from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
 
 Header = Literal["key", "bearer"]
 """Where a token came: `X-API-Key`, or `Authorization: Bearer`."""
+
+
+JUDGED = "judged"
 
 
 class NotAuthenticated(Exception):
@@ -121,6 +126,11 @@ def vouched_for(vouched: Vouched, secret: str) -> Principal:
     )
 
 
+class _Judged(Struct, frozen=True):
+    secret: str | None
+    outcome: Principal | Exception
+
+
 class Bearers:
     """The one place where a secret becomes a Principal: by our own tokens, or by the word of an issuer."""
 
@@ -142,6 +152,21 @@ class Bearers:
         if token is None:
             raise NotAuthenticated
         return principal_of(token, secret)
+
+    async def authenticate_once(self, state: dict[str, object], secret: str | None) -> Principal:
+        """The same, found out once in the course of a request, whose state this is: to verify a signature is dear."""
+        judged = state.get(JUDGED)
+        if not isinstance(judged, _Judged) or judged.secret != secret:
+            judged = state[JUDGED] = _Judged(secret, await self._outcome(secret))
+        if isinstance(judged.outcome, Exception):
+            raise judged.outcome
+        return judged.outcome
+
+    async def _outcome(self, secret: str | None) -> Principal | Exception:
+        try:
+            return await self.authenticate(secret)
+        except (NotAuthenticated, KeysUnavailable, LogUnavailable) as error:
+            return error
 
     async def close(self) -> None:
         """Ask the issuer no more."""
@@ -175,6 +200,18 @@ class Revocations:
             ended = await self._tokens.find_hashed(principal.token_hash) is None
         if ended:
             raise NotAuthenticated
+
+    async def for_good(self, principal: Principal, why: str) -> bool:
+        """Whether it is sure, after such a cut, that this token opens nothing any more."""
+        if why != "token_changed":
+            return why == "token_expired"
+        try:
+            await self.check(principal)
+        except NotAuthenticated:
+            return True
+        except LogUnavailable:
+            return False
+        return False
 
     def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:
         """No longer of interest."""

@@ -21,7 +21,7 @@ from app.agents.builtin import catalogue
 from app.agents.catalogue import Catalogue, UnknownAgent
 from app.child import COULD_NOT_TRY, ChildGaveUp, die_with_supervisor
 from app.freezing import freeze
-from app.limit_options import LIMITS
+from app.limit_options import BOUNDS, LIMITS
 from app.logs import configure_logs
 from app.options import (
     AUDIT,
@@ -106,7 +106,7 @@ def tasktrail() -> None:
 
 @tasktrail.command(
     params=[
-        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *OAUTH, *LIMITS, *WORKING),
+        *(*LISTEN, *SERVING, *OFFER, OUR_NATS, *LOG, VIEWS, *AUDIT, *WEB, *OAUTH, *BOUNDS, *LIMITS, *WORKING),
         *(LEASE, SWEEP, LOG_LEVEL),
     ]
 )
@@ -154,7 +154,7 @@ def serve(
         run(supervise(site, announce))
 
 
-@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *OAUTH, *LIMITS, LOG_LEVEL])
+@tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *OAUTH, *BOUNDS, *LIMITS, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
 def api(fd: int | None, views_url: str | None, **given: object) -> None:
     """Answer HTTP, on a shared NATS.

@@ -6,6 +6,7 @@ Our own response, because task streams are what this exists for (docs/decisions/
 import asyncio
 import contextlib
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine
 
 import structlog
@@ -14,6 +15,7 @@ from litestar.types import Receive, Scope, Send
 
 from app.attached import Attached, Cut, Reader
 from app.auth import Principal, Revocations
+from app.bounds import TooManyStreams
 from app.tasks import Tasks
 from app.telling import Body, Carrier, Start, Telling
 from eventstore.cursor import Cursor, event_id
@@ -71,23 +73,35 @@ class OurWords:
 class Streams:
     """The open streams of one process, so that they can be counted and, at a stop, cut."""
 
-    def __init__(self, *, max_bytes: int, ping_s: float) -> None:
+    def __init__(self, *, max_bytes: int, ping_s: float, per_token: int) -> None:
         self.max_bytes = max_bytes
         self.ping_s = ping_s
         self.readers: set[Reader] = set()
+        self._per_token = per_token
+        self._open_of: Counter[str] = Counter()
         self._draining = False
 
-    def reader(self) -> Reader:
-        """A reader for one stream; `release` it."""
+    def reader(self, principal: Principal) -> Reader:
+        """A reader for one stream; `release` it. Raises TooManyStreams."""
+        if self.open_of(principal) >= self._per_token and not principal.plan.unlimited:
+            raise TooManyStreams(f"at most {self._per_token} streams at once by one token; close one, or come later")
         reader = Reader(self.max_bytes)
         self.readers.add(reader)
+        self._open_of[principal.purse] += 1
         if self._draining:
             reader.cut_off("drain")
         return reader
 
-    def release(self, reader: Reader) -> None:
+    def release(self, reader: Reader, principal: Principal) -> None:
         """Not open any more."""
         self.readers.discard(reader)
+        self._open_of[principal.purse] -= 1
+        if not self._open_of[principal.purse]:
+            del self._open_of[principal.purse]
+
+    def open_of(self, principal: Principal) -> int:
+        """How many streams they have open."""
+        return self._open_of.get(principal.purse, 0)
 
     def drain(self) -> None:
         """Cut them all, and whatever comes: their clients resume elsewhere."""
@@ -141,8 +155,9 @@ class TaskStream:
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task_id, why=why)
             abort_later(scope)
+            for_good = await self._revocations.for_good(self._principal, why)
             with contextlib.suppress(*LEFT):  # (or takes nothing)
-                await self._carrier.cut(send)
+                await self._carrier.cut(send, for_good=for_good)
 
     async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
         telling, carrier = self._telling, self._carrier
@@ -176,16 +191,16 @@ async def held(
 ) -> AsyncGenerator[tuple[Reader, asyncio.Future[str]]]:
     """What an open stream holds: a place among those that a drain cuts, and an ear for its token's end.
 
-    Raises NotAuthenticated.
+    Raises TooManyStreams, NotAuthenticated.
     """
-    reader = streams.reader()
+    reader = streams.reader(principal)
     revoked = revocations.watch(principal)
     try:
         await revocations.check(principal)
         yield reader, revoked
     finally:
         revocations.unwatch(principal, revoked)
-        streams.release(reader)
+        streams.release(reader, principal)
 
 
 async def until_over(
@@ -239,7 +254,7 @@ async def _next(pages: AsyncGenerator[list[Recorded] | None]) -> list[Recorded] 
         return END
 
 
-def abort_later(scope: Scope) -> None:
+def abort_later(scope: Scope, after_s: float = LINGER_S) -> None:
     """Have the connection dropped: a server's polite closing waits for a client that reads no more, for ever."""
     try:
         extensions = scope["extensions"]
@@ -247,7 +262,7 @@ def abort_later(scope: Scope) -> None:
         return
     abort = (extensions or {}).get(ABORT, {}).get("abort")
     if callable(abort):
-        asyncio.get_running_loop().call_later(LINGER_S, abort)
+        asyncio.get_running_loop().call_later(after_s, abort)
 
 
 async def gone(receive: Receive) -> None:

@@ -9,6 +9,8 @@ from eventstore.log import EventLog, LogUnavailable, Recorded, Tail
 PAGE = 256
 PAGE_BYTES = 1024 * 1024
 """Records (and about their bytes) of a history that are in memory at once for one reader."""
+READING = 2 * PAGE_BYTES
+"""Bytes that such a reader holds, as they came and as they are read, about."""
 TRIES = 40
 TRY_EVERY_S = 0.05
 
@@ -36,6 +38,15 @@ async def follow(
         if page:
             after = page[-1].sequence
             yield page
+
+
+async def history(log: EventLog, attached: Attached) -> AsyncGenerator[Recorded]:
+    """All that is on record of the task now, oldest first, a page of it in memory. Raises LogUnavailable."""
+    after, up_to = 0, attached.task.sequence
+    while after < up_to:
+        for recorded in await history_page(log, attached, after, up_to):
+            after = recorded.sequence
+            yield recorded
 
 
 async def _is_known(

@@ -7,6 +7,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
+from app.bounds import NoRoom, TooManyStreams
 from app.decide import Reason, Rejected
 from app.issuer_keys import KeysUnavailable
 from app.limits import RateLimited
@@ -95,6 +96,8 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadPageCursor: (400, "bad_cursor", "Not a cursor of a list"),
     BadSubject: (404, "not_found", "Not found"),
     TooLarge: (413, "too_large", "Too large"),
+    TooManyStreams: (429, "too_many_streams", "The token has as many streams open as it may"),
+    NoRoom: (503, "no_room", "As much is being asked as there is room for"),
     RateLimited: (429, "rate_limited", "The token has asked as often as it may"),
     LogFull: (503, "log_full", "The log has no room for new tasks"),
     OutcomeUnknown: (503, "outcome_unknown", "It is not known whether this was done"),
@@ -116,6 +119,8 @@ RETRY_AFTER_S: dict[str, int] = {
     "keys_unavailable": 2,
     "views_unavailable": 1,
     "too_many_feeds": 5,
+    "too_many_streams": 5,
+    "no_room": 2,
 }
 TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 413: "Too large", 500: "A fault of ours"}
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 500: "internal_error"}
@@ -140,7 +145,7 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
                 headers["WWW-Authenticate"] = 'Bearer realm="tasktrail"'
             if status == 408:
                 headers["Connection"] = "close"  # what may still come of the body is no new request
-            task_id = error.task_id if isinstance(error, OutcomeUnknown) else None
+            task_id = error.task_id if isinstance(error, OutcomeUnknown | NoRoom) else None
             problem = ProblemDetails(title=title, status=status, code=code, detail=str(error), task_id=task_id)
             return problem, headers
     return ProblemDetails(title=TITLES[500], status=500, code=CODES[500]), {}

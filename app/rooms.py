@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Bearers, Revocations
+from app.bounds import Bounds
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp_door import McpDoor
 from app.feed import Streams
@@ -51,10 +52,14 @@ class Rooms:
         self.metrics = tasks.metrics
         self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
         self.mcp = McpDoor(self.calls, limits, http)
-        self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
+        self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s, per_token=http.streams_per_token)
+        self.bounds = Bounds(http)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)
         self.metrics.gauge("audit_feeds", "Readers of the audit feed", lambda: self.feeds.open)
+        held = "Bytes that requests hold or have room for, by what they are"
+        bounds = {("bodies",): self.bounds.bodies, ("answers",): self.bounds.answers}
+        self.metrics.gauge_by("held_bytes", held, ("of",), lambda: {of: one.held for of, one in bounds.items()})
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
 
     def drain(self) -> None:

@@ -66,7 +66,10 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = MIB
     max_upload_bytes: int = 32 * MIB
+    max_bodies_bytes: int = 256 * MIB
+    max_answers_bytes: int = 256 * MIB
     max_stream_bytes: int = MIB
+    streams_per_token: int = 1_000
     ping_s: float = 15.0
     max_attached: int = 10_000
     max_audit_feeds: int = 256
@@ -75,6 +78,11 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     niyra_ask_window_s: float = 30.0
     oauth: OAuthSettings | None = None
     limits: LimitSettings = LimitSettings()
+
+    @property
+    def largest_body_bytes(self) -> int:
+        """Of any request: a body with its files in base64."""
+        return self.max_body_bytes + self.max_upload_bytes * 4 // 3
 
     @property
     def beyond_loopback(self) -> bool:

@@ -19,7 +19,8 @@ HEADERS: list[tuple[bytes, bytes]] = [
 STALLED_S = 60.0
 ENDED = 1000
 TRY_AGAIN = 1013
-"""Close codes of a socket. Its clients take the first for an end, and no other."""
+NOT_YOURS = 1008
+"""Close codes of a socket. Its clients take the first for an end, and no other; the last they need not try again."""
 
 
 class Start(Struct, frozen=True):
@@ -69,8 +70,8 @@ class Carrier(Protocol):
         """That was all."""
         ...
 
-    async def cut(self, send: Send) -> None:
-        """There is more, but not now: nothing that looks like an end."""
+    async def cut(self, send: Send, *, for_good: bool) -> None:
+        """There is more, but not now, or (`for_good`) not by this token: nothing that looks like an end."""
         ...
 
 
@@ -87,7 +88,8 @@ class Body:
     async def end(self, send: Send) -> None:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def cut(self, send: Send) -> None:
+    async def cut(self, send: Send, *, for_good: bool) -> None:
+        # Whoever comes again is told 401, by which every client of a stream knows that it need not come again.
         pass
 
 
@@ -100,20 +102,22 @@ class Socket:
     async def carry(self, send: Send, pieces: list[bytes]) -> None:
         for piece in pieces:
             if piece:
-                await _in_time(send, {"type": "websocket.send", "bytes": None, "text": piece.decode()})
+                await in_time(send, {"type": "websocket.send", "bytes": None, "text": piece.decode()})
 
     async def end(self, send: Send) -> None:
-        await _in_time(send, {"type": "websocket.close", "code": ENDED, "reason": ""})
+        await in_time(send, {"type": "websocket.close", "code": ENDED, "reason": ""})
 
-    async def cut(self, send: Send) -> None:
-        await _in_time(send, {"type": "websocket.close", "code": TRY_AGAIN, "reason": "cut off: resume"})
+    async def cut(self, send: Send, *, for_good: bool) -> None:
+        code, reason = (NOT_YOURS, "the token is no longer valid") if for_good else (TRY_AGAIN, "cut off: resume")
+        await in_time(send, {"type": "websocket.close", "code": code, "reason": reason})
 
 
 async def send_body(send: Send, content: bytes) -> None:
     """Raises TimeoutError for a client that takes nothing for so long: it may be long gone, and it holds a task."""
-    await _in_time(send, {"type": "http.response.body", "body": content, "more_body": True})
+    await in_time(send, {"type": "http.response.body", "body": content, "more_body": True})
 
 
-async def _in_time(send: Send, message: Message) -> None:
+async def in_time(send: Send, message: Message) -> None:
+    """Raises TimeoutError for a client that takes nothing for so long."""
     async with asyncio.timeout(STALLED_S):
         await send(message)

@@ -1,6 +1,8 @@
 """Where vendors share paths: whose a bare path is, and the layer that sends it on to that vendor's own prefix."""
 
+import re
 from typing import Literal
+from urllib.parse import quote
 
 from litestar.datastructures import Headers
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -12,6 +14,7 @@ from eventstore.tokens import Dialect
 
 Vendor = Literal["shannon", "nanonets"]
 ASKED = "asked_path"
+SESSION = re.compile(r"((?:/shannon)?/api/v1/sessions/)([^/]+)((?:/history|/events)?/?)")
 
 
 def claimed(method: str, path: str) -> Vendor | Literal["both"] | None:
@@ -50,6 +53,17 @@ def asked_path(scope: Scope) -> str:
     return str(scope["state"].get(ASKED, scope["path"]))
 
 
+def as_named(scope: Scope) -> str:
+    """The path that was asked for, below our root. In it a session's name is as it was written, percent-encoded: it
+    may hold a slash, by which a decoded path would be another one."""
+    path = str(scope["path"]).removeprefix(scope["root_path"])
+    raw = scope["raw_path"].decode("ascii").removeprefix(scope["root_path"])
+    if SESSION.fullmatch(raw):
+        return raw
+    found = SESSION.fullmatch(path)
+    return path if found is None else f"{found[1]}{quote(found[2], safe='')}{found[3]}"
+
+
 class Crossroads:
     """Sends bare paths of vendors to `/shannon...` or `/nanonets...`; all others pass."""
 
@@ -61,21 +75,22 @@ class Crossroads:
         """Pass on, under the vendor's prefix where the path is one's."""
         if scope["type"] in ("http", "websocket"):
             root = scope["root_path"]
-            path = scope["path"].removeprefix(root)
+            path = as_named(scope)
             vendor = claimed(scope["method"] if scope["type"] == "http" else "GET", path)
             if vendor == "both":
                 vendor = await self._meant(scope)
-            if vendor is not None:
+            found = f"{root}{path}" if vendor is None else f"{root}/{vendor}{path}"
+            if found != scope["path"]:
                 scope["state"][ASKED] = scope["path"]
                 scope = scope.copy()
                 # `raw_path` stays: it is what was asked for, and nothing is found by it.
-                scope["path"] = f"{root}/{vendor}{path}"
+                scope["path"] = found
         await self._app(scope, receive, send)
 
     async def _meant(self, scope: Scope) -> Vendor:
         header, secret = presented(Headers.from_scope(scope))
         try:
-            named = (await self._bearers.authenticate(secret)).dialect
+            named = (await self._bearers.authenticate_once(scope["state"], secret)).dialect
         except (NotAuthenticated, KeysUnavailable, LogUnavailable):
             named = None  # which is said where the request is authenticated, in the words that its header asks for
         return meant(header, named)

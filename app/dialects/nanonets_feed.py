@@ -11,9 +11,11 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from app.auth import Principal, Revocations
+from app.bounding import held_by
+from app.bounds import NoRoom
 from app.dialects.nanonets import agent_id, bare
 from app.feed import Streams, abort_later, gone, held, until_over
-from app.following import history_page
+from app.following import READING, history_page
 from app.tasks import Tasks
 from app.telling import send_body
 from eventstore.events import (
@@ -89,8 +91,10 @@ class History:
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write to the end, a cut, or the client's leaving. Raises NotAuthenticated, LogUnavailable: before anything
-        was written."""
+        """Write to the end, a cut, or the client's leaving. Raises NoRoom, TooManyStreams, NotAuthenticated,
+        LogUnavailable: before anything was written."""
+        self._held = held_by(scope)
+        await self._held.more(READING)
         async with held(self._streams, self._revocations, self._principal) as (reader, revoked):
             why = await until_over(self._write(send), gone(receive), revoked, reader.cut)
         if why is not None:
@@ -109,6 +113,8 @@ class History:
                     await send_body(send, piece)
             except TimeoutError:
                 return "stalled"
+            except NoRoom:
+                return "no_room"
             except LogError as error:
                 log.warning("stream.unreadable", task_id=self._task.task_id, error=str(error))
                 return "unreadable"
@@ -132,7 +138,14 @@ class History:
             while after < up_to:
                 for recorded in await history_page(self._tasks.log, attached, after, up_to):
                     after = recorded.sequence
-                    yield recorded, await self._tasks.whole_fact(recorded)
+                    yield recorded, await self._whole_fact(recorded)
+
+    async def _whole_fact(self, recorded: Recorded) -> TaskFact | UnknownFact:
+        """With room for it as it comes and as it is told; what was before it is written."""
+        reference = recorded.record.blob
+        self._held.keep(READING)
+        await self._held.more(0 if reference is None else 2 * reference.bytes)
+        return await self._tasks.whole_fact(recorded)
 
 
 async def feed(task: Task, history: AsyncGenerator[Whole]) -> AsyncGenerator[Json]:

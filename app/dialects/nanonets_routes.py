@@ -18,6 +18,8 @@ from litestar.types import ASGIApp
 from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.auth import Revocations
+from app.bounding import held_by
+from app.bounds import MAX_INLINE
 from app.commands import CancelTask, ReceiveInput
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, words_of
@@ -45,7 +47,7 @@ from app.dialects.nanonets import (
 from app.dialects.nanonets_feed import History, feed, messages
 from app.dialects.native_lists import MAX_WORDS, time_of
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, polled
+from app.dialects.polling import find, large_fields, polled
 from app.feed import Streams
 from app.files import Upload
 from app.problems import Refused
@@ -103,7 +105,7 @@ async def summary(request: Asked, task_id: TaskPath, tasks: NamedDependency[Task
     request.user.need("tasks:read")
     attached, _ = await find(tasks, request.user, task_id_said(task_id))
     task = attached.task
-    large = await tasks.large_fields(task)
+    large = await large_fields(held_by(request.scope), tasks, task)
     return Response(render_summary(task, large), media_type="application/json")
 
 
@@ -191,6 +193,7 @@ async def list_tasks(
         q=q or None,
         title_only=True,
     )
+    await held_by(request.scope).more(limit * MAX_INLINE)
     found = list[Task]()
     for _ in range(MAX_PAGES):
         # Theirs may be fewer than ours: what has begun and waits to go on is pending to us, and running to them.

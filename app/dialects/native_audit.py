@@ -11,7 +11,7 @@ from litestar import Response, get
 from litestar.di import NamedDependency, Provide
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Operation, Schema
-from litestar.params import FromPath, QueryParameter
+from litestar.params import QueryParameter
 from litestar.types import ASGIApp
 from msgspec import UNSET, Struct, UnsetType
 
@@ -19,13 +19,14 @@ from app.audit_answers import LAST, NDJSON, OWNER, AuditStream, as_cloudevent
 from app.audit_feed import AuditFeeds, Page, Question
 from app.audit_filter import Wanted
 from app.auth import NotAllowed, Principal, Revocations
+from app.bounding import held_by
 from app.dialects.asked import Asked, every, flag, one_of
 from app.dialects.native import task_id_of
 from app.dialects.native_lists import FLAG, TIME, time_of
 from app.feed import Streams
-from app.files import FILE_BLOB
+from app.following import READING
 from app.openapi import PROBLEM
-from app.problems import BadRequest, NotFound
+from app.problems import BadRequest
 from app.tasks import Tasks
 from eventstore import events
 from eventstore.cursor import cursor_of
@@ -168,6 +169,7 @@ async def get_log(
     )
     if kind not in (SSE, NDJSON):
         question = msgspec.structs.replace(question, limit=1 if kind == ONE else limit or 100)
+        await held_by(request.scope).more(READING)
         return answer_page(request, await feeds.page(question, request.user.owner), kind)  # pyright: ignore[reportReturnType]  # litestar takes both
     return AuditStream(
         feeds,
@@ -179,35 +181,6 @@ async def get_log(
         kind="sse" if kind == SSE else "ndjson",
         render=as_cloudevent if form == "cloudevents" else line_of,
     )
-
-
-@get(
-    "/events/blobs/{record_id:str}",
-    responses={
-        **SAID,
-        200: ResponseSpec(dict[str, object], generate_examples=False, description="the fields"),
-        404: PROBLEM,
-    },
-    tags=["audit"],
-)
-async def get_record_blob(
-    request: Asked, record_id: FromPath[str], feeds: NamedDependency[AuditFeeds]
-) -> Response[bytes]:
-    """The fields of a fact that were too big for the log, as stored, by the id of its record; or a file that came with
-    a task, by the name of its blob."""
-    request.user.need("audit")
-    content = await feeds.blob(record_id, None if request.user.hears_all else request.user.owner)
-    if content is None:
-        raise NotFound("no such blob")
-    if record_id.startswith(FILE_BLOB):
-        return attached_file(content)
-    return Response(content, media_type=JSON)
-
-
-def attached_file(content: bytes) -> Response[bytes]:
-    """A file that came with a task. Never as what it says it is: a stranger's page would else run as one of ours."""
-    headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
-    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 def answer_page(request: Asked, page: Page, kind: str) -> Response[bytes]:

@@ -11,6 +11,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
 
+from app.bounding import held_by
+from app.bounds import MAX_INLINE
 from app.dialects.asked import Asked, every, flag, words_of
 from app.dialects.native import PublicStatus, TaskList, render
 from app.openapi import PROBLEM
@@ -67,6 +69,7 @@ async def list_tasks(
         created_before=None if created_before is None else time_of("created_before", created_before),
         q=q or None,
     )
+    await held_by(request.scope).more(limit * MAX_INLINE)
     page = await lists.page(request.user.owner, wanted, after=cursor, limit=limit)
     count = await lists.count(request.user.owner, wanted) if counted else None
     headers = {"Cache-Control": "private, no-cache"}

@@ -5,8 +5,10 @@ import re
 from litestar import Response
 from litestar.params import QueryParameter
 
+from app.bounding import held_by
 from app.dialects.asked import Asked, known_versions
 from app.dialects.native import render
+from app.dialects.polling import large_fields
 from app.past import NotYet, as_it_was
 from app.problems import BadRequest, NotFound
 from app.tasks import Tasks
@@ -41,5 +43,5 @@ async def past_task(request: Asked, tasks: Tasks, task_id: TaskId, at: str) -> R
     headers = SETTLED | {"ETag": f'"{task.version}"'}
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=headers, media_type=None)
-    body = render(task, await tasks.large_fields(task))
+    body = render(task, await large_fields(held_by(request.scope), tasks, task))
     return Response(body, headers=headers, media_type="application/json")

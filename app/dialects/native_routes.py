@@ -14,6 +14,8 @@ from litestar.types import ASGIApp
 from app.agents.catalogue import Catalogue
 from app.attached import Attached
 from app.auth import Revocations
+from app.bounding import held_by
+from app.bounds import NoRoom
 from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
 from app.dialects import native_admin
@@ -32,7 +34,8 @@ from app.dialects.native import (
     render,
     to_command,
 )
-from app.dialects.native_audit import AFTER, attached_file, get_log, get_record_blob
+from app.dialects.native_audit import AFTER, get_log
+from app.dialects.native_blobs import get_blob, get_record_blob
 from app.dialects.native_checkpoints import sign_checkpoint
 from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
@@ -40,9 +43,9 @@ from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.pace import retry_after
 from app.dialects.polling import find, rendered, task_id_asked, wait_until
 from app.feed import OurWords, Streams, TaskStream
-from app.following import PAGE_BYTES
+from app.following import PAGE_BYTES, READING
 from app.openapi import PROBLEM
-from app.problems import BadRequest, NotFound, Refused
+from app.problems import BadRequest, Refused
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
 from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id
@@ -96,7 +99,7 @@ async def create_task(
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
         task = await _wait(tasks, task, wait_s, version=None)
-    return await _answer(tasks, task, headers, status_code=200 if done.recorded is None else 201)
+    return await _answer(request, tasks, task, headers, status_code=200 if done.recorded is None else 201)
 
 
 @get("/tasks/{task_id:str}", responses={**ONE_TASK, 200: TASK, 304: ResponseSpec(None)}, tags=["tasks"])
@@ -125,7 +128,7 @@ async def get_task(
         headers["Age"] = str(age_s)
     if task.version in known:
         return Response(b"", status_code=304, headers=_with_marks(task, headers), media_type=None)
-    return await _answer(tasks, task, headers, attached=attached)
+    return await _answer(request, tasks, task, headers, attached=attached)
 
 
 @get(
@@ -150,38 +153,13 @@ async def get_events(
     attached, _ = await find(tasks, request.user, task_id)
     if "text/event-stream" not in request.headers.get("accept", ""):
         cursor = BEGINNING if after is None else cursor_of(after)
+        await held_by(request.scope).more(READING)
         return await _page(tasks, attached.task, cursor, limit)  # pyright: ignore[reportReturnType]  # litestar takes both
     resumed = request.headers.get("last-event-id") or after
     cursor = BEGINNING if resumed is None else cursor_of(resumed)
     if _at_the_end(attached.task, cursor):
         return Response(b"", status_code=204, media_type=None)  # pyright: ignore[reportReturnType]  # litestar takes both
     return TaskStream(tasks, streams, revocations, request.user, attached.task_id, OurWords(cursor))
-
-
-@get(
-    "/tasks/{task_id:str}/blobs/{sha256:str}",
-    responses={**ONE_TASK, 200: ResponseSpec(dict[str, object], generate_examples=False, description="the fields")},
-    tags=["tasks"],
-)
-async def get_blob(
-    request: Asked, task_id: TaskPath, sha256: FromPath[str], tasks: NamedDependency[Tasks]
-) -> Response[bytes]:
-    """The fields of a fact that were too big for the log, by the digest that its record's `blob` names; or a file that
-    came with the task, by its own."""
-    request.user.need("tasks:read")
-    attached, _ = await find(tasks, request.user, task_id)
-    for file in attached.task.files:
-        content = await tasks.log.blobs.get(file.blob) if file.sha256 == sha256 else None
-        if content is not None:
-            return attached_file(content)
-    after = 0
-    while records := await tasks.log.read(attached.owner, attached.task_id, after=after, max_bytes=PAGE_BYTES):
-        after = records[-1].sequence
-        for reference in (recorded.record.blob for recorded in records):
-            content = await tasks.log.blobs.get(reference.name) if reference and reference.sha256 == sha256 else None
-            if content is not None:
-                return Response(content, media_type="application/json", headers={"ETag": f'"{sha256}"'})
-    raise NotFound("this task has no such blob")
 
 
 @post("/tasks/{task_id:str}/cancel", status_code=200, responses=COMMANDED, tags=["tasks"], operation_class=MayHaveBody)
@@ -260,9 +238,18 @@ async def _wait(tasks: Tasks, task: Task, wait_s: float, *, version: int | None)
 
 
 async def _answer(
-    tasks: Tasks, task: Task, headers: dict[str, str], *, status_code: int = 200, attached: Attached | None = None
+    request: Asked,
+    tasks: Tasks,
+    task: Task,
+    headers: dict[str, str],
+    *,
+    status_code: int = 200,
+    attached: Attached | None = None,
 ) -> Response[bytes]:
-    body = await rendered(tasks, attached, task, "native", render)
+    try:
+        body = await rendered(held_by(request.scope), tasks, attached, task, "native", render)
+    except NoRoom as error:
+        raise NoRoom(None if request.method == "GET" else task.task_id) from error
     return Response(body, status_code=status_code, headers=_with_marks(task, headers), media_type="application/json")
 
 
@@ -280,7 +267,7 @@ async def _command(request: Asked, tasks: Tasks, text: str, command: Command) ->
     if isinstance(done, Rejected):
         raise Refused(done)
     headers = {"Idempotency-Replayed": "true"} if command.key and done.recorded is None else {}
-    return await _answer(tasks, done.task, headers)
+    return await _answer(request, tasks, done.task, headers)
 
 
 async def _page(tasks: Tasks, task: Task, cursor: Cursor, limit: int) -> Response[bytes]:

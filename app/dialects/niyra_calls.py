@@ -1,6 +1,6 @@
 """Niyra's calls, however they came: by its HTTP routes, or as tools of its MCP endpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from uuid import uuid4
 
@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from app.agents.catalogue import Catalogue
 from app.auth import Principal
+from app.bounds import Held, NoRoom
 from app.commands import DecideReview
 from app.conversation import earlier_tasks
 from app.decide import Rejected
@@ -21,7 +22,7 @@ from app.dialects.niyra import (
     render_executed,
     to_command,
 )
-from app.dialects.polling import wait_until
+from app.dialects.polling import large_fields, wait_until
 from app.problems import BadRequest, NotFound, Refused
 from app.settings import HttpSettings
 from app.tasks import Cause, Tasks
@@ -32,10 +33,11 @@ NOTHING_TO_CONFIRM = "confirmed_task_id: this task has no plan that could be con
 
 
 class Caller(Struct, frozen=True, kw_only=True):
-    """Who calls, by which request, and under which idempotency key."""
+    """Who calls, by which request, which may hold so much, and under which idempotency key."""
 
     principal: Principal
     cause: Cause
+    held: Held
     key: str | None = None
 
 
@@ -67,7 +69,7 @@ class Calls:
         else:
             task, replayed = await self._confirm(caller, wanted.confirmed_task_id), False
         task = await self._waited(task, _answers, self._http.niyra_execute_window_s, began)
-        body = render_executed(task, await self._large_of(task), _ms_since(began))
+        body = render_executed(task, await self._large_of(caller, task), _ms_since(began))
         return Told(task=task, body=body, replayed=replayed)
 
     async def ask(self, caller: Caller, question: NewQuestion) -> Told:
@@ -76,7 +78,7 @@ class Calls:
         caller.principal.need("niyra:ask")
         task, replayed = await self._begin(caller, question)
         task = await self._waited(task, _has_ended, self._http.niyra_ask_window_s, began)
-        body = render_answered(task, await self._large_of(task), _ms_since(began))
+        body = render_answered(task, await self._large_of(caller, task), _ms_since(began))
         return Told(task=task, body=body, replayed=replayed)
 
     async def _begin(self, caller: Caller, wanted: NewExecution | NewQuestion) -> tuple[Task, bool]:
@@ -120,11 +122,14 @@ class Calls:
     async def _waited(self, task: Task, answers: Callable[[Task], bool], window_s: float, began: float) -> Task:
         return await wait_until(self.tasks, task, answers, window_s - (monotonic() - began))
 
-    async def _large_of(self, task: Task) -> dict[str, object]:
-        """Raises ToolDisabled: that is no answer, but a refusal."""
+    async def _large_of(self, caller: Caller, task: Task) -> Mapping[str, object]:
+        """Raises ToolDisabled: that is no answer, but a refusal; NoRoom, though the task has begun."""
         if task.status == "failed" and task.error is not None and task.error.code == "tool_disabled":
             raise ToolDisabled(task)
-        return await self.tasks.large_fields(task)
+        try:
+            return await large_fields(caller.held, self.tasks, task)
+        except NoRoom as error:
+            raise NoRoom(task.task_id) from error
 
 
 def _answers(task: Task) -> bool:

@@ -17,6 +17,8 @@ from starlette.requests import Request
 
 from app import __version__
 from app.auth import Principal
+from app.bounding import HELD
+from app.bounds import Held
 from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
@@ -168,7 +170,7 @@ class Mcp:
         caller.principal.need("niyra:tasks:read")
         tasks = self._calls.tasks
         attached, _ = await find(tasks, caller.principal, _taken(arguments, WantedTask).task_id)
-        return await rendered(tasks, attached, attached.task, "niyra", render_polled)
+        return await rendered(caller.held, tasks, attached, attached.task, "niyra", render_polled)
 
 
 def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
@@ -181,9 +183,11 @@ def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
 
 def _caller(request: Request) -> Caller:
     principal = request.scope["user"]
+    held = request.scope["state"][HELD]
     assert isinstance(principal, Principal), "it was authenticated before"
+    assert isinstance(held, Held), "and let in"
     cause = caused(principal, request.scope["state"]["request_id"], request.headers.get("traceparent"))
-    return Caller(principal=principal, cause=cause)
+    return Caller(principal=principal, cause=cause, held=held)
 
 
 def _told(body: bytes, *, is_error: bool = False) -> mcp.CallToolResult:

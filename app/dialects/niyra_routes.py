@@ -8,6 +8,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody
 
+from app.bounding import held_by
 from app.dialects.asked import Asked, cause_of, idempotency_key
 from app.dialects.niyra import (
     RETRY_AFTER_S,
@@ -107,7 +108,12 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
 
 def _caller(request: Asked) -> Caller:
     """Raises BadRequest."""
-    return Caller(principal=request.user, cause=cause_of(request), key=idempotency_key(request))
+    return Caller(
+        principal=request.user,
+        cause=cause_of(request),
+        held=held_by(request.scope),
+        key=idempotency_key(request),
+    )
 
 
 def _answer(told: Told) -> Response[bytes]:

@@ -7,6 +7,8 @@ from litestar import Response
 
 from app.attached import Attached
 from app.auth import Principal
+from app.bounding import held_by
+from app.bounds import Held
 from app.dialects.asked import Asked, known_versions
 from app.dialects.native import task_id_of
 from app.problems import NotFound
@@ -54,7 +56,7 @@ async def polled(
     headers: Callable[[Task], dict[str, str]],
 ) -> Response[bytes]:
     """What a vendor's poll of a task answers, as `find` found it: its body, or 304 to whoever knows its version.
-    Raises LogUnavailable, BlobDamaged."""
+    Raises NoRoom, LogUnavailable, BlobDamaged."""
     attached, age_s = found
     task = attached.task
     told = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'} | headers(task)
@@ -62,11 +64,25 @@ async def polled(
         told["Age"] = str(age_s)
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=told, media_type=None)
-    body = await rendered(tasks, attached, task, dialect, render)
+    body = await rendered(held_by(request.scope), tasks, attached, task, dialect, render)
     return Response(body, headers=told, media_type="application/json")
 
 
+async def large_fields(held: Held, tasks: Tasks, task: Task) -> Mapping[str, object]:
+    """The fields of the task that are too big for its view, with room for them, as they come and as they are told.
+    Raises NoRoom, LogUnavailable, BlobDamaged."""
+    await held.more(2 * sum(reference.bytes for reference in set(task.blobs.values())))
+    return await tasks.large_fields(task)
+
+
+async def blob(held: Held, tasks: Tasks, name: str, size: int) -> bytes | None:
+    """A blob of so many bytes, with room for it; None: it is gone. Raises NoRoom, LogUnavailable, BlobDamaged."""
+    await held.more(size)
+    return await tasks.log.blobs.get(name)
+
+
 async def rendered(
+    held: Held,
     tasks: Tasks,
     attached: Attached | None,
     task: Task,
@@ -74,10 +90,10 @@ async def rendered(
     render: Callable[[Task, Mapping[str, object]], bytes],
 ) -> bytes:
     """The task's body in this dialect, kept with what is attached while the task is as it is. Large ones are not kept.
-    Raises LogUnavailable, BlobDamaged."""
+    Raises NoRoom, LogUnavailable, BlobDamaged."""
     body = attached.bodies.get(dialect) if attached is not None and attached.task is task else None
     if body is None:
-        body = render(task, await tasks.large_fields(task))
+        body = render(task, await large_fields(held, tasks, task))
         if attached is not None and attached.task is task and not task.blobs:
             attached.bodies[dialect] = body
     return body

@@ -48,7 +48,7 @@ class Kept(Struct, kw_only=True, omit_defaults=True):
 
 def max_bytes(http: HttpSettings) -> int:
     """Of a submission: the vendor's bound, or what the operator's leave of it."""
-    return min(MAX_BODY, http.max_body_bytes + http.max_upload_bytes * 4 // 3)
+    return min(MAX_BODY, http.largest_body_bytes)
 
 
 def check_size(content: bytes, http: HttpSettings) -> None:

@@ -1,5 +1,6 @@
 """Shannon's controls of a task, under `/shannon`: cancel, pause, resume, decide, tell; and what became of that."""
 
+from contextlib import aclosing
 from datetime import UTC
 
 import msgspec
@@ -9,6 +10,7 @@ from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 from msgspec import Struct
 
+from app.bounding import held_by
 from app.commands import CancelTask, ClientCommand, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of
@@ -18,6 +20,7 @@ from app.dialects.shannon import Refusal
 from app.dialects.shannon_asked import LIMITED, answer, checked_id, keyed, replayed
 from app.dialects.shannon_events import approved_step
 from app.dialects.shannon_submission import read
+from app.following import READING, history
 from app.keys import hashed_key
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Done, Tasks
@@ -249,8 +252,16 @@ async def _ended(request: Asked, tasks: Tasks, task_id: TaskId) -> str:
 
 async def _decided(request: Asked, tasks: Tasks, task_id: TaskId, step: int) -> bool | None:
     """Whether this step was approved; None: nothing was decided there."""
-    for recorded in await tasks.log.read(request.user.owner, task_id):
-        fact = recorded.record.fact
-        if isinstance(fact, ReviewDecided) and fact.step == step:
-            return fact.approved
+    attached, _ = await find(tasks, request.user, task_id)
+    task = attached.task
+    if step >= task.steps:
+        return None  # no such step is answered yet
+    if step == task.plan_step and task.plan_approved:
+        return True
+    await held_by(request.scope).more(READING)
+    async with aclosing(history(tasks.log, attached)) as records:
+        async for recorded in records:
+            fact = recorded.record.fact
+            if isinstance(fact, ReviewDecided) and fact.step == step:
+                return fact.approved
     return None

@@ -6,6 +6,8 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from msgspec import UNSET, Struct, UnsetType
 
+from app.bounding import held_by
+from app.bounds import MAX_INLINE
 from app.conversation import catch_up
 from app.dialects.asked import Asked
 from app.dialects.shannon import Word, mode_of, query_of, status_of
@@ -64,6 +66,7 @@ async def list_tasks(request: Asked, tasks: NamedDependency[Tasks], lists: Named
     limit = number_of(request, "limit", 20, low=1, high=MAX_LIMIT)
     offset = number_of(request, "offset", 0, low=0)
     wanted = wanted_of(request)
+    await held_by(request.scope).more(limit * MAX_INLINE)
     await catch_up(tasks, lists)
     owner = request.user.owner
     total = (await lists.count(owner, wanted)).tasks

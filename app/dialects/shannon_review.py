@@ -1,6 +1,7 @@
 """Shannon's review of a plan, under `/shannon`: what was said of it, one more word, or the approval."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
 
 from litestar import Response, get, post
@@ -10,14 +11,17 @@ from litestar.types import ControllerRouterHandler
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+from app.bounding import held_by
+from app.bounds import NoRoom
 from app.commands import ClientCommand, DecideReview, ReceiveInput
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of
-from app.dialects.polling import find
+from app.dialects.polling import find, large_fields
 from app.dialects.shannon import Refusal, query_of
 from app.dialects.shannon_asked import LIMITED, answer, checked_id
 from app.dialects.shannon_events import plan_text
 from app.dialects.shannon_submission import read
+from app.following import READING, history
 from app.problems import BadRequest, Refused
 from app.tasks import Tasks
 from eventstore.events import InputReceived, PlanProposed, ReviewDecided
@@ -27,6 +31,8 @@ from projections.task import Task
 MAX_ROUNDS = 10
 MAX_MESSAGE = 10 * 1024
 """Bytes of one message."""
+MAX_BYTES = 4 * 1024 * 1024
+"""And of all that was said, about."""
 
 TaskPath = FromPath[str]
 
@@ -114,9 +120,7 @@ async def say(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) 
             if review.round >= MAX_ROUNDS:
                 raise Refusal(409, f"Maximum number of review rounds reached ({MAX_ROUNDS})")
             await _command(request, tasks, task, ReceiveInput(text=message))
-            _, now = await _found(request, tasks, task_id)
-            reply = Reply(message=now.current_plan, round=now.round, version=now.version)
-            return answer(Heard(**asdict(now), plan=reply), headers={"ETag": str(now.version)})
+            return await _heard(request, tasks, task)
         case _:
             raise BadRequest("Invalid action (allowed: feedback, approve)")
 
@@ -124,20 +128,33 @@ async def say(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) 
 HANDLERS: list[ControllerRouterHandler] = [get_review, say]
 
 
-def review_of(task: Task, history: Iterable[Recorded], query: str) -> Review | None:
-    """The review of the task's last plan that waits, or waited, for approval; None: there is none (any more)."""
+async def rounds_of(task: Task, history: AsyncGenerator[Recorded]) -> list[Round]:
+    """What was said of the task's plans up to the decision on the last. Raises Refusal where that is too much."""
     rounds: list[Round] = []
-    for record in (recorded.record for recorded in history):
-        match record.fact:
-            case PlanProposed(needs_approval=True, plan=plan):
-                rounds.append(Round(role="assistant", message=plan_text(plan), timestamp=record.at))
-            case InputReceived(step=None, text=text) if rounds:
-                rounds.append(Round(role="user", message=text, timestamp=record.at))
-            case ReviewDecided(step=step) if step == task.plan_step:
-                break
-            case _:
-                pass
-    if not rounds or not (task.plan_awaits_review or task.plan_approved):
+    room = MAX_BYTES
+    async with aclosing(history):
+        async for recorded in history:
+            if recorded.sequence > task.sequence:
+                break  # the log may have more by now, which this task does not know
+            at = recorded.record.at
+            match recorded.record.fact:
+                case PlanProposed(needs_approval=True, plan=plan):
+                    rounds.append(Round(role="assistant", message=plan_text(plan), timestamp=at))
+                case InputReceived(step=None, text=text) if rounds:
+                    rounds.append(Round(role="user", message=text, timestamp=at))
+                case ReviewDecided(step=step) if step == task.plan_step:
+                    break
+                case _:
+                    continue
+            room -= len(recorded.stored)
+            if room < 0:
+                raise Refusal(413, "Too much was said: the task's events tell it in pages")
+    return rounds
+
+
+def review_of(task: Task, rounds: list[Round], query: str) -> Review | None:
+    """The review of the task's last plan that waits, or waited, for approval; None: there is none (any more)."""
+    if not rounds:
         return None
     return Review(
         status="approved" if task.plan_approved else "reviewing",
@@ -153,13 +170,26 @@ async def _found(request: Asked, tasks: Tasks, text: str) -> tuple[Task, Review]
     """Raises BadRequest, NotFound, Refusal."""
     attached, _ = await find(tasks, request.user, checked_id(text))
     task = attached.task
-    # Only what the task knows, too: the log may have more by now.
-    history = [one for one in await tasks.log.read(task.owner, task.task_id) if one.sequence <= task.sequence]
-    large = await tasks.large_fields(task)
-    review = review_of(task, history, query_of(task, large))
+    review = None
+    if task.plan_awaits_review or task.plan_approved:
+        held = held_by(request.scope)
+        held.keep(0)  # of an earlier look
+        await held.more(READING + 2 * MAX_BYTES)
+        rounds = await rounds_of(task, history(tasks.log, attached))
+        review = review_of(task, rounds, query_of(task, await large_fields(held, tasks, task)))
     if review is None:
         raise Refusal(404, "Review session not found or expired")
     return task, review
+
+
+async def _heard(request: Asked, tasks: Tasks, task: Task) -> Response[bytes]:
+    """The review after the reviewer's word."""
+    try:
+        _, now = await _found(request, tasks, task.task_id)
+    except NoRoom as error:
+        raise NoRoom(task.task_id) from error
+    reply = Reply(message=now.current_plan, round=now.round, version=now.version)
+    return answer(Heard(**asdict(now), plan=reply), headers={"ETag": str(now.version)})
 
 
 async def _command(request: Asked, tasks: Tasks, task: Task, command: ClientCommand) -> None:

@@ -1,6 +1,7 @@
 """Shannon's routes for sessions, under `/shannon`: list, get, history, turns, title, deletion."""
 
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Response, delete, get, patch
@@ -8,6 +9,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
+from app.bounding import held_by
+from app.bounds import MAX_INLINE
 from app.conversation import catch_up
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of
@@ -21,6 +24,7 @@ from app.dialects.shannon_sessions import (
     SessionBody,
     SessionList,
     Titled,
+    Turn,
     TurnEvent,
     Turns,
     item_of,
@@ -30,8 +34,8 @@ from app.dialects.shannon_sessions import (
     turn_event,
     turn_of,
 )
-from app.dialects.shannon_stream_routes import history
 from app.dialects.shannon_submission import read
+from app.following import history
 from app.problems import BadRequest, NotFound, Refused
 from app.sessions import DeleteSession, SessionCommand, Sessions, TitleSession
 from app.tasks import Tasks
@@ -50,6 +54,7 @@ MAX_READ = 50_000
 """Records that are looked at for some turns: pieces of text are no events, but they are read."""
 
 SessionPath = FromPath[str]
+"""A session's name as it was written; `unquote` it."""
 
 
 @get("/api/v1/sessions", opt=LIMITED | {"tells": SessionList})
@@ -60,6 +65,7 @@ async def list_sessions(
     request.user.need("tasks:read")
     limit = _or_default(request, "limit", 20, low=1, high=100)
     offset = _or_default(request, "offset", 0, low=0)
+    await held_by(request.scope).more(limit * MAX_INLINE)
     await catch_up(tasks, lists)
     page = await lists.sessions(request.user.owner, offset=offset, limit=limit)
     return answer(SessionList(sessions=[item_of(one) for one in page.sessions], total_count=page.total))
@@ -72,7 +78,7 @@ async def get_session(
     """One session."""
     request.user.need("tasks:read")
     await catch_up(tasks, lists)
-    found = await _turns(lists, request.user.owner, session_id, offset=0, limit=1)
+    found = await _turns(lists, request.user.owner, unquote(session_id), offset=0, limit=1)
     return Response(render_session(found.view, found.tasks[0]), media_type="application/json")
 
 
@@ -82,8 +88,9 @@ async def get_history(
 ) -> Response[bytes]:
     """The session's tasks, oldest first: the newest `MAX_HISTORY` of them, or as many as `MAX_BYTES` hold."""
     request.user.need("tasks:read")
+    await held_by(request.scope).more(2 * MAX_BYTES)
     await catch_up(tasks, lists)
-    owner = request.user.owner
+    owner, session_id = request.user.owner, unquote(session_id)
     end = total = (await _turns(lists, owner, session_id, offset=0, limit=1)).view.tally.tasks
     found, room = list[bytes](), MAX_BYTES
     while end > 0 and room > 0 and len(found) < MAX_HISTORY:
@@ -106,17 +113,15 @@ async def get_turns(
 ) -> Response[bytes]:
     """Some of the session's tasks, oldest first, each with its events."""
     request.user.need("tasks:read")
-    checked_id(session_id, "session_id")
+    session_id = checked_id(unquote(session_id), "session_id")
     limit = number_of(request, "limit", 10, low=1, high=100)
     offset = number_of(request, "offset", 0, low=0)
     payload = request.query_params.get("include_payload") == "true"
+    await held_by(request.scope).more(2 * MAX_BYTES)
     await catch_up(tasks, lists)
     found = await _turns(lists, request.user.owner, session_id, offset=offset, limit=limit)
     reading = _Reading(request, tasks, payload=payload)
-    turns = [
-        turn_of(number, task, await _large(tasks, task, reading.room), await reading.events(task))
-        for number, task in enumerate(found.tasks, offset + 1)
-    ]
+    turns = [await reading.turn(number, task) for number, task in enumerate(found.tasks, offset + 1)]
     return answer(Turns(session_id=session_id, count=found.view.tally.tasks, turns=turns))
 
 
@@ -127,6 +132,7 @@ async def title_session(
     """Call the session something."""
     request.user.need("tasks:write")
     title = title_of(read(await request.body(), NewTitle).title)
+    session_id = unquote(session_id)
     await _execute(request, sessions, session_id, TitleSession(title=title))
     return answer(Titled(session_id=session_id, title=title))
 
@@ -135,7 +141,7 @@ async def title_session(
 async def delete_session(request: Asked, session_id: SessionPath, sessions: NamedDependency[Sessions]) -> None:
     """Take the session out of the list. Its tasks can still be asked for one by one."""
     request.user.need("tasks:write")
-    await _execute(request, sessions, session_id, DeleteSession())
+    await _execute(request, sessions, unquote(session_id), DeleteSession())
 
 
 HANDLERS: list[ControllerRouterHandler] = [
@@ -154,14 +160,20 @@ class _Reading:
         self._events = self._records = 0
         self.room = MAX_BYTES
 
-    async def events(self, task: Task) -> list[TurnEvent]:
+    async def turn(self, number: int, task: Task) -> Turn:
         """Raises Refusal, LogUnavailable."""
+        large = await _large(self._tasks, task, self.room)
+        if large:
+            self.room -= _bytes_of(task)
+        return turn_of(number, task, large, await self._events_of(task))
+
+    async def _events_of(self, task: Task) -> list[TurnEvent]:
         try:
             attached, _ = await find(self._tasks, self._request.user, task.task_id)
         except NotFound:
             return []  # it was archived since
         told = list[TurnEvent]()
-        async for recorded in history(self._tasks, attached):
+        async for recorded in history(self._tasks.log, attached):
             self._records += 1
             for event in events_of(recorded, attached.task):
                 if event.type not in UNSTORED:
@@ -190,9 +202,13 @@ async def _execute(request: Asked, sessions: Sessions, session_id: str, command:
 
 async def _large(tasks: Tasks, task: Task, room: int) -> Mapping[str, object]:
     """What is too big for the views, where the answer has room for it. Raises LogUnavailable."""
-    if not task.blobs or sum(reference.bytes for reference in set(task.blobs.values())) > room:
+    if not task.blobs or _bytes_of(task) > room:
         return {}
     return await tasks.large_fields(task)
+
+
+def _bytes_of(task: Task) -> int:
+    return sum(reference.bytes for reference in set(task.blobs.values()))
 
 
 def _or_default(request: Asked, name: str, default: int, *, low: int, high: int | None = None) -> int:

@@ -1,6 +1,5 @@
 """Shannon's routes for what happens in a task: its events, its timeline, its stream, and its large values."""
 
-from collections.abc import AsyncGenerator
 from urllib.parse import urlencode
 
 import msgspec
@@ -13,9 +12,10 @@ from msgspec import Struct
 
 from app.attached import Attached
 from app.auth import Principal, Revocations
+from app.bounding import held_by
 from app.dialects.asked import Asked
 from app.dialects.crossroads import asked_path
-from app.dialects.polling import find
+from app.dialects.polling import blob, find
 from app.dialects.shannon import ID, Refusal
 from app.dialects.shannon_asked import LIMITED, answer, checked_id, number_of
 from app.dialects.shannon_events import events_of
@@ -23,13 +23,14 @@ from app.dialects.shannon_frames import UNSTORED, raw
 from app.dialects.shannon_stream import SSE, Position, ShannonWords, position_of
 from app.dialects.shannon_timeline import Persisted, Stats, Timeline, TimelineEvent, timeline_of
 from app.feed import Streams, TaskStream
-from app.following import history_page
+from app.following import READING, history
 from app.problems import BadRequest, NotFound
 from app.tasks import Tasks
-from eventstore.log import Recorded
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 """Bytes of a page of events from which on no more are added."""
+MAX_TIMELINE = 24 * 1024 * 1024
+"""Bytes of the longest task's timeline, about."""
 TEXT = "text/plain"
 
 TaskPath = FromPath[str]
@@ -51,8 +52,9 @@ async def get_events(request: Asked, task_id: TaskPath, tasks: NamedDependency[T
     limit = number_of(request, "limit", 50, low=1, high=200)
     offset = number_of(request, "offset", 0, low=0)
     attached, _ = await find(tasks, request.user, checked_id(task_id))
+    await held_by(request.scope).more(READING + 2 * MAX_PAGE_BYTES)
     found, size, passed = list[bytes](), 0, 0
-    async for recorded in history(tasks, attached):
+    async for recorded in history(tasks.log, attached):
         for event in events_of(recorded, attached.task):
             if event.type in UNSTORED:
                 continue
@@ -72,8 +74,9 @@ async def get_timeline(request: Asked, task_id: TaskPath, tasks: NamedDependency
     asked = request.query_params
     attached, _ = await find(tasks, request.user, checked_id(task_id))
     full, payloads = asked.get("mode") == "full", asked.get("include_payloads") == "true"
+    await held_by(request.scope).more(READING + MAX_TIMELINE)
     events, size = list[TimelineEvent](), 0
-    async for recorded in history(tasks, attached):
+    async for recorded in history(tasks.log, attached):
         size += len(recorded.stored)
         events += timeline_of(recorded, full=full, payload=payloads and size <= MAX_PAGE_BYTES)
     if asked.get("persist") == "true":
@@ -117,9 +120,13 @@ async def get_blob(request: Asked, key: FromPath[str], tasks: NamedDependency[Ta
         attached, _ = await find(tasks, request.user, task_id)
     except NotFound as error:
         raise Refusal(404, "Blob not found") from error
-    async for recorded in history(tasks, attached):
+    held = held_by(request.scope)
+    await held.more(READING)
+    async for recorded in history(tasks.log, attached):
         reference = recorded.record.blob
-        content = await tasks.log.blobs.get(reference.name) if reference and reference.sha256 == sha256 else None
+        if reference is None or reference.sha256 != sha256:
+            continue
+        content = await blob(held, tasks, reference.name, reference.bytes)
         if content is not None:
             return Response(_text_of(content), media_type=TEXT, headers={"X-Content-Type-Options": "nosniff"})
     raise Refusal(404, "Blob not found")
@@ -148,15 +155,6 @@ async def workflow(tasks: Tasks, principal: Principal, workflow_id: str) -> Atta
     except NotFound as error:
         raise Refusal(404, "Workflow not found") from error
     return attached
-
-
-async def history(tasks: Tasks, attached: Attached) -> AsyncGenerator[Recorded]:
-    """All that is on record of the task now, oldest first. Raises LogUnavailable."""
-    after, up_to = 0, attached.task.sequence
-    while after < up_to:
-        for recorded in await history_page(tasks.log, attached, after, up_to):
-            after = recorded.sequence
-            yield recorded
 
 
 def _page(found: list[bytes]) -> Response[bytes]:

@@ -1,6 +1,7 @@
 """Where Nanonets and Shannon share paths: whose a path is, and what the credential decides."""
 
 from typing import NoReturn
+from urllib.parse import unquote
 
 import pytest
 from litestar.types import Message, Receive, Scope, Send
@@ -131,12 +132,19 @@ async def sent(tokens: Tokens, kind: str, path: str, root_path: str = "", **head
         raise AssertionError("the layer answers nothing")
 
     given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    asked: dict[str, object] = {"type": kind, "path": path, "root_path": root_path, "headers": given, "state": {}}
+    asked: dict[str, object] = {
+        "type": kind,
+        "path": unquote(path),
+        "root_path": root_path,
+        "headers": given,
+        "state": {},
+    }
+    asked["raw_path"] = path.encode()
     if kind == "http":
         asked["method"] = "GET"
     await Crossroads(behind, Bearers(tokens, None))(asked, receive, send)  # pyright: ignore[reportArgumentType]  # only what it reads
     (scope,) = arrived
-    assert asked["path"] == path, "what is around the layer sees what was asked for"
+    assert asked["path"] == unquote(path), "what is around the layer sees what was asked for"
     return scope["path"], asked_path(scope)
 
 
@@ -157,6 +165,15 @@ async def test_a_bare_path_arrives_under_the_prefix_of_whoever_is_meant(api: Api
         f"/nanonets{path}/summary",
         f"{path}/summary",
     )
+
+
+async def test_a_session_arrives_by_its_name_as_it_was_written(api: Api):
+    tokens = api.rooms.tokens
+    for name in ("a%2Fb", "%252F", "plain"):
+        for bare in (f"/api/v1/sessions/{name}", f"/api/v1/sessions/{name}/history"):
+            for path in (bare, f"/shannon{bare}"):
+                arrived, _ = await sent(tokens, "http", path)
+                assert arrived == f"/shannon{bare}"
 
 
 async def test_the_layer_knows_sockets_and_the_path_that_it_is_mounted_under(api: Api):

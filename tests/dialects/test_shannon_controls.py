@@ -4,11 +4,15 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
+from app.commands import DecideReview, ReceiveInput
 from eventstore.connection import NatsAddress
-from eventstore.events import Json
+from eventstore.events import Json, TaskId
+from tests.api import running
 from tests.dialects.shannon import PREFIX, TASKS, Shannon, speaking
+from tests.lifecycle.commands import produce, propose_plan, request_review, start_run
 
 ASK: Json = {"ask": "Which?"}
 DECISION = f"{PREFIX}/api/v1/approvals/decision"
@@ -219,3 +223,34 @@ async def test_a_review_refuses_what_it_can_not_take(shannon: Shannon):
     # Refused as an approval, it is no longer talked over.
     said(await decision(shannon, task_id, approved=False), 200)
     assert said(await shannon.api.client.get(review), 404) == missing
+
+
+def answered(answer: httpx.Response) -> dict[str, Json]:
+    return msgspec.convert(said(answer, 200), dict[str, Json])
+
+
+async def test_a_review_and_a_decision_are_found_in_a_history_of_any_length(nats_address: NatsAddress):
+    """Of several pages, of which only what was said of the plan is kept."""
+    async with running(nats_address) as api:
+        begun = await api.client.post(TASKS, json={"query": "x", "context": {"review_plan": "manual"}})
+        task_id = TaskId(begun.json()["task_id"])
+        review, decision = f"{TASKS}/{task_id}/review", {"workflow_id": task_id, "approval_id": "approval-0"}
+        await api.tell(task_id, start_run(), *(produce("x", offset=n) for n in range(300)))
+        assert said(await api.client.get(review), 404) == {"error": "Review session not found or expired"}
+        said(await api.client.post(DECISION, json=decision), 404)
+        await api.tell(task_id, request_review(), DecideReview(approved=False, step=0), start_run(2))
+        await api.tell(task_id, *(produce("y", step=1, run=2, offset=n) for n in range(300)), propose_plan(1, run=2))
+        for approved in (True, False):
+            done = answered(await api.client.post(DECISION, json=decision | {"approved": approved}))
+            assert (done["success"], done["message"]) == (not approved, "It was refused before")
+        await api.tell(task_id, ReceiveInput(text="a"), ReceiveInput(text="b"))
+        found = answered(await api.client.get(review))
+        assert (found["status"], found["round"], found["version"]) == ("reviewing", 3, 3)
+        rounds = msgspec.convert(found["rounds"], list[dict[str, str]])
+        assert [(one["role"], one["message"]) for one in rounds[1:]] == [("user", "a"), ("user", "b")]
+        said(await api.client.post(DECISION, json=decision | {"approval_id": "approval-1", "approved": True}), 200)
+        for approved in (True, False):
+            again = decision | {"approval_id": "approval-1", "approved": approved}
+            assert answered(await api.client.post(DECISION, json=again))["success"] == approved
+        assert answered(await api.client.get(review)) == found | {"status": "approved"}
+        said(await api.client.post(DECISION, json=decision | {"approval_id": "approval-9"}), 404)

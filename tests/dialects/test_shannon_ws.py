@@ -129,8 +129,11 @@ async def test_a_cut_is_no_normal_close(api: Api):
         for client in (hers, mine):
             await client.recv()
         await api.rooms.tokens.revoke(made.id)
-        with pytest.raises(ConnectionClosedError, match="1013"):
+        with pytest.raises(ConnectionClosedError, match=r"1008.+the token is no longer valid"):
             await hers.recv()
+        with pytest.raises(InvalidStatus, match="401"):
+            async with socket_of(api, task_id, token="tt_short"):
+                raise AssertionError
         api.rooms.streams.drain()
         with pytest.raises(ConnectionClosedError, match="1013"):
             await mine.recv()

@@ -59,6 +59,25 @@ async def test_a_token_of_the_issuer_opens_its_owners_tasks_and_no_others(api: A
     assert facts[0]["actor"] == f"{word}/session-1"
 
 
+async def test_a_token_is_verified_once_in_a_request_also_where_it_says_whose_the_path_is(
+    api: Api, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+):
+    verified, verify = list[str](), jwt.decode
+
+    def noting(token: str, *given: object, **more: object) -> object:
+        verified.append(token)
+        return verify(token, *given, **more)  # pyright: ignore[reportArgumentType, reportCallIssue]  # as it was called
+
+    monkeypatch.setattr(jwt, "decode", noting)
+    good = issuer.token()
+    forged = f"{good[:-8]}AAAAAAAA"
+    nobodys = "/api/v1/tasks/f1c2a3b4-0000-4000-8000-000000000000"
+    wanted = [("/agents", good, 200), ("/agents", forged, 401), (nobodys, good, 404), (nobodys, forged, 401)]
+    for n, (path, token, code) in enumerate(wanted, 1):
+        assert (await asked(api, token, path)).status_code == code
+        assert len(verified) == n, path
+
+
 async def test_scopes_are_said_in_several_ways_and_what_we_do_not_know_is_nothing(api: Api, issuer: Issuer):
     cases: list[tuple[dict[str, Json], str, int]] = [
         ({"scope": "openid tasks:read email"}, "/agents", 200),
