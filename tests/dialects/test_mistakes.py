@@ -94,8 +94,14 @@ def choices(shape: type[Struct], name: str) -> set[str]:
     return {str(word) for one in kinds if isinstance(one, shapes.LiteralType) for word in one.values}
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: f"{door.path} {door.shape.__name__}")
-async def test_every_wrong_field_of_every_body_is_named_with_what_is_wanted(api: Api, door: Door):
+async def test_every_wrong_field_of_every_body_is_named_with_what_is_wanted(api: Api):
+    # In one API: to begin one takes longer than all that is asked of it.
+    for door in DOORS:
+        await try_all(api, door)
+    assert await api.arrivals() == []
+
+
+async def try_all(api: Api, door: Door) -> None:
     for name, value in wrongs(door.shape):
         body: dict[str, Json] = door.right | {name: value}
         answer = await api.client.request(door.method, door.path, json={door.inside: body} if door.inside else body)
@@ -103,7 +109,6 @@ async def test_every_wrong_field_of_every_body_is_named_with_what_is_wanted(api:
     for content in (b"[]", b"3", b"{", b"", b"null", b"\xff"):
         if door.shape is not Why or content not in (b"", b"null"):  # it may be left out
             is_told(await api.client.request(door.method, door.path, content=content), "the body", set())
-    assert await api.arrivals() == []
 
 
 def is_told(answer: httpx.Response, name: str, words: set[str]) -> None:
