@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.auth import NotAllowed, Principal
 from app.dialects.asked import Asked, strictly
 from app.dialects.native_lists import options
-from app.dialects.native_tokens import TokenBody, TokenList, ToolBody, ToolList, token_body
+from app.dialects.native_tokens import TokenBody, TokenList, ToolBody, ToolList, token_body, tool_body
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, OwnToken, TooMany
 from eventstore.events import Owner
@@ -141,8 +141,7 @@ async def list_tools(
     """The owner's tools that are off. Without `owner` one's own."""
     request.user.need("admin")
     off = await switches.all(_ruled(request.user, owner) or request.user.owner)
-    data = [ToolBody(owner=one.owner, tool=one.tool, disabled=True, since=one.since) for one in off]
-    return Response(ToolList(data=data), headers=PRIVATE)
+    return Response(ToolList(data=[tool_body(one) for one in off]), headers=PRIVATE)
 
 
 @put("/admin/tools", responses={**CHANGED, 200: TOOL}, tags=["admin"])
