@@ -12,11 +12,11 @@ import msgspec
 import nats.errors
 import structlog
 from msgspec import Struct
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
+from eventstore.client import StraightClient, Take
 from eventstore.log import LogError, LogUnavailable
 
 log = structlog.stdlib.get_logger()
@@ -75,25 +75,12 @@ class _Wire(TcpTransport):
                 self._io_writer.transport.abort()
 
 
-def _headers_in(raw: bytes) -> dict[str, str]:
-    """The headers of a message. nats-py's own reading looks at every letter, a tenth of what a replay takes."""
-    if raw.startswith(b"Nats-Expected-Last-") and raw.count(b"\r\n") <= 2:
-        return {}  # how it was appended is stored with every record, and nobody asks for it
-    found: dict[str, str] = {}
-    for line in raw.decode(errors="replace").split("\r\n"):
-        name, colon, value = line.partition(":")
-        if colon:
-            found[name] = value.strip()
-    return found
-
-
 class Connection:
     """A connection that comes back by itself. Pings every 5 s: a stopped server is noticed, not waited for."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: StraightClient) -> None:
         self.client = client
         self._wire = _Wire()
-        self._on_dropped: dict[Subscription, Callable[[], None]] = {}
         self._drop_logged_at = 0.0
         self._on_reconnected: list[Callable[[], None]] = []
         self._on_disconnected: list[Callable[[], None]] = []
@@ -102,8 +89,7 @@ class Connection:
     @classmethod
     async def open(cls, address: NatsAddress, name: str, *, within_s: float = 5.0) -> "Connection":
         """Connect. Raises LogUnavailable when nothing answers in time, ServerTooOld."""
-        client = Client()
-        client._parse_header_lines = _headers_in  # pyright: ignore[reportPrivateUsage]  # there is no other way in
+        client = StraightClient()
         connection = cls(client)
         if not address.url.startswith("ws"):
             client._transport = connection._wire  # pyright: ignore[reportPrivateUsage]  # there is no other way in
@@ -182,29 +168,28 @@ class Connection:
         except (nats.errors.Error, OSError) as error:
             raise LogUnavailable(f"{subject}: {str(error) or type(error).__name__}") from error
 
-    async def subscribe(
-        self,
-        subject: str,
-        on_message: Callable[[Msg], Awaitable[None]],
-        *,
-        pending_msgs: int = 65_536,
-        pending_bytes: int = 64 * 1024 * 1024,
-        on_dropped: Callable[[], None] | None = None,
+    async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Have messages on a subject, each in its turn. Raises LogUnavailable."""
+        return await self._subscribed(subject, on_message)
+
+    async def take(self, subject: str, take: Take) -> Subscription:
+        """Have messages on a subject as they are read from the socket: `take` must not raise, nor take long. Raises
+        LogUnavailable."""
+        subscription = await self._subscribed(subject)
+        self.client.straight(subscription, take)
+        return subscription
+
+    async def _subscribed(
+        self, subject: str, on_message: Callable[[Msg], Awaitable[None]] | None = None
     ) -> Subscription:
-        """Have messages on a subject; over the limits they are dropped, and `on_dropped` is called for each."""
         try:
-            subscription = await self.client.subscribe(  # pyright: ignore[reportUnknownMemberType]  # nats-py: a bare Future
-                subject, cb=on_message, pending_msgs_limit=pending_msgs, pending_bytes_limit=pending_bytes
-            )
+            return await self.client.subscribe(subject, cb=on_message)  # pyright: ignore[reportUnknownMemberType]  # nats-py: a bare Future
         except (nats.errors.Error, OSError) as error:
             raise LogUnavailable(f"{subject}: {str(error) or type(error).__name__}") from error
-        if on_dropped is not None:
-            self._on_dropped[subscription] = on_dropped
-        return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Stop; also where the connection is gone."""
-        self._on_dropped.pop(subscription, None)
+        self.client.forget(subscription)
         try:
             await subscription.unsubscribe()
         except nats.errors.Error:
@@ -237,8 +222,6 @@ class Connection:
         if time.monotonic() - self._drop_logged_at > 1.0:
             self._drop_logged_at = time.monotonic()
             log.warning("nats.messages_dropped", subject=subscription.subject)
-        if (call := self._on_dropped.get(subscription)) is not None:
-            call()
 
     async def _disconnected(self) -> None:
         if not self._closing:

@@ -4,8 +4,8 @@ import itertools
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
 
+from eventstore.client import Delivery
 from eventstore.connection import Connection
 
 log = structlog.stdlib.get_logger()
@@ -23,6 +23,7 @@ class Pushed:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._answers: list[str] = []
 
     @property
     def expects(self) -> bool:
@@ -31,11 +32,12 @@ class Pushed:
 
     @property
     def wants(self) -> bool:
-        """Whether there is something to ask for."""
-        return False
+        """Whether there is something to be said: the server waits to be told to go on."""
+        return bool(self._answers)
 
     def begin(self, inbox: str) -> tuple[str, dict[str, object]]:
         """For a new consumer: the subject to listen on, and what its configuration says of this."""
+        self._answers.clear()
         how: dict[str, object] = {
             "deliver_subject": inbox,
             "idle_heartbeat": int(HEARTBEAT_S * NANOSECONDS),
@@ -44,18 +46,18 @@ class Pushed:
         return inbox, how
 
     async def go_on(self, api_call: str) -> None:
-        """Nothing need be asked for."""
+        """Answer flow control. Raises LogUnavailable."""
         del api_call
+        while self._answers:
+            await self._connection.publish(self._answers.pop(0))
 
     def took(self) -> None:
         """A message came."""
 
-    async def heard(self, msg: Msg) -> bool:
+    def heard(self, said: Delivery) -> bool:
         """What the server says beside the messages. False: the consumer can't be gone on with."""
-        if msg.reply:
-            await self._connection.publish(msg.reply)  # flow control: go on
-        elif stalled := (msg.headers or {}).get("Nats-Consumer-Stalled"):
-            await self._connection.publish(stalled)
+        if answer := said.reply or said.headers.get("Nats-Consumer-Stalled"):
+            self._answers.append(answer)
         return True
 
 
@@ -112,15 +114,15 @@ class Pulled:
         if self._asked[number] == 0:
             del self._asked[number]
 
-    async def heard(self, msg: Msg) -> bool:
+    def heard(self, said: Delivery) -> bool:
         """What the server says beside the messages. False: the consumer can't be gone on with."""
-        status = (msg.headers or {}).get("Status", "")
+        headers = said.headers
+        status, why = headers.get("Status", ""), headers.get("Description", "")
         if status == "100":
             return True
         # A request has come to its end: its time is over, or its bytes are used up; otherwise the consumer is gone.
-        said = (msg.headers or {}).get("Description", "")
-        self._under_way -= self._asked.pop(msg.subject.rpartition(".")[2], 0)
-        if status in ("404", "408") or (status == "409" and ("MaxBytes" in said or "Batch Completed" in said)):
+        self._under_way -= self._asked.pop(said.subject.rpartition(".")[2], 0)
+        if status in ("404", "408") or (status == "409" and ("MaxBytes" in why or "Batch Completed" in why)):
             return True
-        log.debug("tail.pull_ended", status=status, said=said)
+        log.debug("tail.pull_ended", status=status, said=why)
         return False

@@ -11,9 +11,9 @@ from datetime import datetime
 import msgspec
 import structlog
 from msgspec import Struct
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from eventstore.client import Delivery
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.log import Arrival, LogUnavailable
 
@@ -94,7 +94,7 @@ class Stream:
         self.connection = connection
         self.name = name
         self._inbox = connection.new_inbox()
-        self._waiting: dict[str, Callable[[Msg], None]] = {}
+        self._waiting: dict[str, Callable[[Delivery], None]] = {}
         self._tokens = itertools.count()
         self._reading: set[asyncio.Future[int]] = set()
         self._subscription: Subscription | None = None
@@ -102,7 +102,7 @@ class Stream:
 
     async def open(self) -> None:
         """Listen for answers."""
-        self._subscription = await self.connection.subscribe(f"{self._inbox}.*", self._on_answer)
+        self._subscription = await self.connection.take(f"{self._inbox}.*", self._on_answer)
         self.connection.on_reconnected(self._ask_again)
 
     async def close(self) -> None:
@@ -227,13 +227,13 @@ class Stream:
             if not done.done():
                 done.set_exception(_Cut("the connection was lost in the middle of a read"))
 
-    async def _on_answer(self, msg: Msg) -> None:
+    def _on_answer(self, msg: Delivery) -> None:
         waiting = self._waiting.get(msg.subject[len(self._inbox) + 1 :])
         if waiting is not None:
             waiting(msg)
 
-    def _read_ack(self, msg: Msg) -> Ack:
-        if msg.headers and msg.headers.get("Status") == "503":
+    def _read_ack(self, msg: Delivery) -> Ack:
+        if msg.raw and msg.headers.get("Status") == "503":
             raise LogUnavailable(f"stream {self.name} has no leader at the moment")
         ack = self._decode_ack(msg.data)
         if ack.error is not None:
@@ -280,7 +280,7 @@ class Expected:
         if not self._future.done():
             self._future.set_exception(LogUnavailable(f"stream {self._stream.name}: {why}"))
 
-    def _on_answer(self, msg: Msg) -> None:
+    def _on_answer(self, msg: Delivery) -> None:
         if self._future.done():
             return
         try:
@@ -289,16 +289,16 @@ class Expected:
             self._future.set_exception(LogUnavailable(str(error)))
 
 
-def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int]) -> Callable[[Msg], None]:
+def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int]) -> Callable[[Delivery], None]:
     """Gathers the messages of one batch; `done` gets how many come after it.
 
     Each says which one came before it in the batch: what the client dropped on the way would be a hole in a history.
     """
 
-    def hear(msg: Msg) -> None:
+    def hear(msg: Delivery) -> None:
         if done.done():
             return
-        headers = msg.headers or {}
+        headers = msg.headers
         status = headers.get("Status")
         before = int(headers.get("Nats-Last-Sequence", "0"))
         if status == "404":

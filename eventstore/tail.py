@@ -6,14 +6,14 @@ Ours, because nats-py's ordered consumer started again at sequence 1, or stayed 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from eventstore.client import Delivery, Take
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.flow import NANOSECONDS, Pulled, Pushed
 from eventstore.leader import ASK_EVERY_S, Leader
@@ -39,7 +39,6 @@ class StreamTail:
         stream: Stream,
         on_arrival: OnArrival,
         on_reset: OnReset,
-        pending_msgs: int,
         flow: Pushed | Pulled,
         subjects: tuple[str, ...],
     ) -> None:
@@ -48,7 +47,6 @@ class StreamTail:
         self._on_arrival = on_arrival
         self._on_reset = on_reset
         self._after: int | None = None
-        self._pending_msgs = pending_msgs
         self._flow = flow
         self._subjects = subjects
         self._position = 0
@@ -64,6 +62,7 @@ class StreamTail:
         self._reaching: list[tuple[int, asyncio.Future[None]]] = []
         self._leader = Leader(stream)
         self._keeping: asyncio.Task[None] | None = None
+        self._going_on: asyncio.Task[None] | None = None
         self._on_closed: Callable[[StreamTail], None] | None = None
         self.closed = False
         self.recreations = 0
@@ -77,7 +76,6 @@ class StreamTail:
         on_reset: OnReset,
         *,
         after: int | None = None,
-        pending_msgs: int = 65_536,
         on_closed: "Callable[[StreamTail], None] | None" = None,
         flow: Pushed | Pulled | None = None,
         subjects: tuple[str, ...] = (),
@@ -87,7 +85,7 @@ class StreamTail:
 
         Raises LogUnavailable.
         """
-        tail = cls(connection, stream, on_arrival, on_reset, pending_msgs, flow or Pushed(connection), subjects)
+        tail = cls(connection, stream, on_arrival, on_reset, flow or Pushed(connection), subjects)
         tail._after = after
         state = await tail._leader.ask()
         tail._position = state.last_sequence if after is None else after
@@ -232,9 +230,7 @@ class StreamTail:
         self._consumer = f"tail-{inbox.rpartition('.')[2]}"
         self._consumer_sequence = 0
         where, how = self._flow.begin(inbox)
-        self._subscription = await self._connection.subscribe(
-            where, self._hearer(generation), pending_msgs=self._pending_msgs, on_dropped=self._broken.set
-        )
+        self._subscription = await self._connection.take(where, self._hearer(generation))
         config: dict[str, object] = {
             "name": self._consumer,
             "deliver_policy": "by_start_sequence",
@@ -300,23 +296,25 @@ class StreamTail:
             # As for an arrival: who follows on must not become deaf.
             log.exception("tail.reset_failed", stream=self._stream.name)
 
-    def _hearer(self, generation: int) -> Callable[[Msg], Coroutine[object, object, None]]:
-        async def hear(msg: Msg) -> None:
+    def _hearer(self, generation: int) -> Take:
+        def hear(said: Delivery) -> None:
             if generation != self._generation:
                 return
             self._heard_at = time.monotonic()
-            if msg.reply.startswith("$JS.ACK."):
-                self._take(msg)
-                if self._flow.wants:
-                    await self.go_on()
-            elif not await self._flow.heard(msg):
+            if said.reply.startswith("$JS.ACK."):
+                self._take(said)
+            elif not self._flow.heard(said):
                 self._break()
-            elif "Nats-Last-Consumer" in (headers := msg.headers or {}):
+            elif "Nats-Last-Consumer" in (headers := said.headers):
                 self._heartbeat(headers)
-            else:
-                await self.go_on()
+            if self._flow.wants and (self._going_on is None or self._going_on.done()):
+                self._going_on = asyncio.ensure_future(self._go_on())
 
         return hear
+
+    async def _go_on(self) -> None:
+        with suppress(LogUnavailable):  # the silence that follows is noticed
+            await self.go_on()
 
     def _heartbeat(self, headers: dict[str, str]) -> None:
         if int(headers["Nats-Last-Consumer"]) > self._consumer_sequence:
@@ -327,7 +325,7 @@ class StreamTail:
         self._pending = 0
         self._wake()
 
-    def _take(self, msg: Msg) -> None:
+    def _take(self, msg: Delivery) -> None:
         words = msg.reply.split(".")
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>, or with
         # <domain>.<account> before the stream.
@@ -365,8 +363,9 @@ class StreamTail:
         self._reaching.clear()
 
 
-def _arrival(sequence: int, msg: Msg) -> Arrival:
-    if not msg.headers:
+def _arrival(sequence: int, msg: Delivery) -> Arrival:
+    if msg.plain:
         return Arrival(sequence, msg.subject, msg.data)
-    deleted = msg.headers.get("KV-Operation") in ("DEL", "PURGE")
-    return Arrival(sequence, msg.subject, msg.data, deleted=deleted, imported=IMPORTED in msg.headers)
+    headers = msg.headers
+    deleted = headers.get("KV-Operation") in ("DEL", "PURGE")
+    return Arrival(sequence, msg.subject, msg.data, deleted=deleted, imported=IMPORTED in headers)

@@ -117,16 +117,12 @@ async def jetstream(
 
 
 @asynccontextmanager
-async def tail_of(
-    log: JetStreamLog, ear: "Ear", *, after: int | None = None, pending_msgs: int = 65_536
-) -> AsyncGenerator[StreamTail]:
-    """A tail of the log, with all its knobs."""
+async def tail_of(log: JetStreamLog, ear: "Ear", *, after: int | None = None) -> AsyncGenerator[StreamTail]:
+    """A tail of the log."""
     stream = Stream(log.connection, STREAM)
     await stream.open()
     try:
-        tail = await StreamTail.open(
-            log.connection, stream, ear.on_arrival, ear.on_reset, after=after, pending_msgs=pending_msgs
-        )
+        tail = await StreamTail.open(log.connection, stream, ear.on_arrival, ear.on_reset, after=after)
         try:
             yield tail
         finally:

@@ -14,6 +14,7 @@ import pytest
 import structlog
 from nats.aio.msg import Msg
 
+from eventstore.client import Delivery, Take
 from eventstore.connection import Connection, NatsAddress
 from eventstore.events import TaskId
 from eventstore.jetstream import STREAM, JetStreamLog
@@ -112,13 +113,42 @@ async def test_standing_still_for_three_seconds(server: EmbeddedServer, log: Jet
         await whole_again(tail, ear, last, since)
 
 
-async def test_a_burst_over_its_limits(log: JetStreamLog):
+async def test_a_burst_is_taken_whole_and_nothing_of_it_has_to_be_mended(log: JetStreamLog):
     ear = Ear()
-    async with tail_of(log, ear, pending_msgs=32) as tail:
+    async with tail_of(log, ear) as tail:
+        last = await writes(log, 5_000)
+        await tail.reach(last)
+        assert ear.sequences == [*range(1, last + 1)]
+        assert tail.recreations == 0
+
+
+async def test_a_record_that_was_lost_on_the_way_is_noticed_by_the_next(log: JetStreamLog):
+    ear = Ear()
+    async with tail_of(log, ear) as tail:
+        await writes(log, 10)
+        await ear.has(10)
+        lose_the_next(log.connection)
         since = monotonic()
-        last = await writes(log, 1000)
-        await whole_again(tail, ear, last, since)
-        assert tail.recreations > 0
+        await whole_again(tail, ear, await writes(log, 10), since)
+        assert tail.recreations == 1
+
+
+def lose_the_next(connection: Connection) -> None:
+    """The next record to come to this connection never gets there."""
+    takers = connection.client._takers  # pyright: ignore[reportPrivateUsage]  # a wire can't be had to lose this one
+    lost: list[Delivery] = []
+
+    def losing(take: Take) -> Take:
+        def hear(said: Delivery) -> None:
+            if said.reply.startswith("$JS.ACK.") and not lost:
+                lost.append(said)
+            else:
+                take(said)
+
+        return hear
+
+    for subscription, take in takers.items():
+        takers[subscription] = losing(take)
 
 
 async def test_its_consumer_is_deleted_under_it(log: JetStreamLog):
@@ -135,6 +165,12 @@ async def test_its_consumer_is_deleted_under_it(log: JetStreamLog):
 async def consumers(connection: Connection) -> list[str]:
     names = (await connection.api(f"CONSUMER.NAMES.{STREAM}"))["consumers"]
     return msgspec.convert(names, list[str] | None) or []
+
+
+async def inbox_of(connection: Connection) -> str:
+    (consumer,) = await consumers(connection)
+    config = (await connection.api(f"CONSUMER.INFO.{STREAM}.{consumer}"))["config"]
+    return str(msgspec.convert(config, dict[str, object])["deliver_subject"])
 
 
 async def test_whatever_happened_it_has_one_consumer_and_in_the_end_none(server: EmbeddedServer, log: JetStreamLog):
@@ -161,12 +197,10 @@ async def test_a_heartbeat_that_knows_more_is_believed(log: JetStreamLog):
     async with tail_of(log, ear) as tail:
         await writes(log, 10)
         await ear.has(10)
-        (consumer,) = await consumers(log.connection)
-        config = (await log.connection.api(f"CONSUMER.INFO.{STREAM}.{consumer}"))["config"]
-        inbox = msgspec.convert(config, dict[str, object])["deliver_subject"]
         since = monotonic()
         # As the server would say it, had the last ten been lost on the way.
-        await log.connection.publish(str(inbox), headers={"Nats-Last-Consumer": "20", "Nats-Last-Stream": "20"})
+        knows_more = {"Nats-Last-Consumer": "20", "Nats-Last-Stream": "20"}
+        await log.connection.publish(await inbox_of(log.connection), headers=knows_more)
         await until(lambda: tail.recreations == 1)
         await whole_again(tail, ear, await writes(log, 10), since)
 
