@@ -183,9 +183,9 @@ def _bounds(least: float | None, most: float | None, what: str) -> str:
     if least is None and most is None:
         return ""
     if most is None:
-        bounds = f"at least {least:g}"
+        bounds = f"at least {least}"
     elif least is None:
         bounds = f"at most {most}"
     else:
-        bounds = f"{least:g} to {most}"
+        bounds = f"{least} to {most}"
     return f" of {bounds} {what}".rstrip()

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.auth import NotAllowed
 from app.commands import CreateTask
 from app.dialects.native import fingerprint, task_id_of
+from app.dialects.niyra_waiting import WaitingFor, waiting_for
 from app.problems import BadRequest, problem_of
 from eventstore.events import ApprovalMode, Problem, TaskId
 from projections.task import Status, Task
@@ -61,15 +62,6 @@ class Planned(Struct, kw_only=True):
 
     tool: str
     why: str
-
-
-class WaitingFor(Struct, kw_only=True):
-    """Somebody has to do something before the task goes on: `about` is the question or what is to be reviewed, `how`
-    the request that does it. The vendor has no word for this, and reads such a task as running."""
-
-    status: Literal["waiting_for_input", "awaiting_review", "paused"]
-    about: str | None
-    how: str
 
 
 class Executed(Struct, kw_only=True):
@@ -233,7 +225,7 @@ def render_executed(task: Task, large: Mapping[str, object], elapsed_ms: int) ->
         terminal=task.ended,
         plan=_plan(task),
         pending_task_id=task.task_id if task.plan_awaits_review else UNSET,
-        waiting_for=_waiting_for(task),
+        waiting_for=waiting_for(task),
     )
     if task.ended:
         body.tools_used = task.tools_used
@@ -252,7 +244,7 @@ def render_answered(task: Task, large: Mapping[str, object], elapsed_ms: int) ->
         conversation_id=task.session_id,
         task_id=None if task.status == "completed" else task.task_id,
         elapsed_ms=elapsed_ms,
-        waiting_for=_waiting_for(task),
+        waiting_for=waiting_for(task),
     )
     if task.ended and task.status != "completed":
         body.status, body.error = status_of(task), task.error
@@ -274,27 +266,9 @@ def render_polled(task: Task, large: Mapping[str, object]) -> bytes:
         error=task.error if status == "failed" else None,
         plan=_plan(task),
         pending_task_id=task.task_id if task.plan_awaits_review else UNSET,
-        waiting_for=_waiting_for(task),
+        waiting_for=waiting_for(task),
     )
     return msgspec.json.encode(body)
-
-
-def _waiting_for(task: Task) -> WaitingFor | UnsetType:
-    """By the native API's routes: the vendor has none. A plan is confirmed by `execute` itself."""
-    at = f"POST /tasks/{task.task_id}"
-    match task.status:
-        case "waiting_for_input":
-            how = f'{at}/messages with {{"text": "..."}} and a token of scope tasks:write'
-            return WaitingFor(status="waiting_for_input", about=task.question, how=how)
-        case "awaiting_review":
-            how = f'{at}/review with {{"approved": true}} and a token of scope tasks:write'
-            if task.plan_awaits_review:
-                how = f'execute again, with {{"confirmed_task_id": "{task.task_id}"}}'
-            return WaitingFor(status="awaiting_review", about=task.review, how=how)
-        case "paused":
-            return WaitingFor(status="paused", about=None, how=f"{at}/resume with a token of scope tasks:write")
-        case _:
-            return UNSET
 
 
 def _plan(task: Task) -> list[Planned] | UnsetType:
