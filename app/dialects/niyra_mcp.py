@@ -16,7 +16,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from msgspec import Struct
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from app import __version__
 from app.auth import Principal
@@ -110,9 +110,11 @@ class Mcp:
                 # A stream of the server's own, or a session to delete: there are none.
                 raise MethodNotAllowedException(headers={"Allow": "POST"})
             _check_origin(scope, self._http.cors_origins)
-            content = await bounded(Request(scope, receive).stream(), self._http.max_body_bytes)
             try:
+                content = await bounded(Request(scope, receive).stream(), self._http.max_body_bytes)
                 call = call_in(content)
+            except ClientDisconnect as error:  # nobody hears it, and it is no fault of ours
+                raise BadRequest("the request was broken off") from error
             except NoMessage as error:
                 await refuse(error, send)
                 return
