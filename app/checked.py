@@ -60,7 +60,8 @@ def checked_views_url(_context: click.Context, _option: click.Parameter, url: st
     if url is None:
         return None
     # Imported here: most processes and commands have no use for a database's driver.
-    from projections.database import ViewsUnavailable, settled
+    from projections.database import settled
+    from projections.views_errors import ViewsUnavailable
 
     try:
         return settled(url)

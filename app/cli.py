@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the answer is bad (the task failed, say), 2 it could not b
 """
 
 import asyncio
-import gc
 import os
 import shlex
 import signal
@@ -21,6 +20,7 @@ from app import __version__
 from app.agents.builtin import catalogue
 from app.agents.catalogue import Catalogue, UnknownAgent
 from app.child import COULD_NOT_TRY, ChildGaveUp, die_with_supervisor
+from app.freezing import freeze
 from app.limit_options import LIMITS
 from app.logs import configure_logs
 from app.options import (
@@ -222,14 +222,6 @@ async def answer(
             asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
             log.info("api.ready", host=http.host, port=listening.getsockname()[1])
             await serve_http(build(rooms), rooms, listening)
-
-
-def freeze() -> None:
-    """Take what a process has after its start out of the garbage collector's sight: it stays, and to look at it again
-    and again made the slowest polls five times slower."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 async def until_told(work: Coroutine[object, object, None]) -> None:

@@ -1,16 +1,13 @@
-"""What an agent is told of its conversation: which earlier tasks, settled at creation, and what they said."""
+"""Which earlier tasks of its conversation an agent is told of, settled at creation."""
 
-from app.agents.agent import Exchange
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.events import Owner, TaskId
 from projections.listing import Filter
 from projections.session import SessionView
-from projections.task import ENDED, Task
+from projections.task import ENDED
 
 MAX_EARLIER = 20
-MAX_RESULT = 65_536
-"""Characters of an earlier result that an agent is told."""
 
 
 async def earlier_tasks(tasks: Tasks, lists: Lists, owner: Owner, session_id: str) -> tuple[TaskId, ...]:
@@ -37,18 +34,3 @@ async def catch_up(tasks: Tasks, lists: Lists) -> None:
     LogUnavailable, ViewsUnavailable."""
     await tasks.tail.catch_up()
     await lists.reach(tasks.tail.position)
-
-
-async def exchanges(tasks: Tasks, task: Task) -> tuple[Exchange, ...]:
-    """What was said in the task's conversation before it. One that was archived meanwhile is left out. Raises
-    LogUnavailable."""
-    found: list[Exchange] = []
-    for task_id in task.earlier:
-        attached, _ = await tasks.get(task.owner, task_id)
-        if attached is not None:
-            earlier = attached.task
-            large = await tasks.large_fields(earlier)
-            result = large.get("result", earlier.result)
-            said = result[:MAX_RESULT] if isinstance(result, str) else None
-            found.append(Exchange(input=large.get("input", earlier.input), result=said))
-    return tuple(found)

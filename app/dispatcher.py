@@ -19,10 +19,10 @@ from eventstore.log import Arrival, BadSubject, LogError
 from eventstore.queue import Queue, WorkItem, on_lost
 from eventstore.timers import DueTimer, Timer, Timers
 from projections.checkpoint import is_of
-from projections.database import ViewsUnavailable
 from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer, Suspect
 from projections.task import INITIAL, Task
 from projections.views import Views
+from projections.views_errors import ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 

@@ -10,8 +10,8 @@ import structlog
 from app.agents.agent import Exchange, File, Step, StepFailed, kind_of
 from app.attached import Attached
 from app.commands import FailRun, FinishStep, PauseTask, WorkerCommand
-from app.conversation import exchanges
 from app.decide import Rejected
+from app.exchanges import exchanges
 from app.tasks import Cause, Done, Tasks
 from eventstore.events import FileReference, Json, Problem, Usage
 from eventstore.log import LogError, LogFull, LogUnavailable, OutcomeUnknown

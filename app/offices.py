@@ -14,7 +14,7 @@ from eventstore.connection import Connection
 from eventstore.election import Election
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError
-from projections.database import ViewsError
+from projections.views_errors import ViewsError
 
 log = structlog.stdlib.get_logger()
 

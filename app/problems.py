@@ -13,8 +13,8 @@ from app.limits import RateLimited
 from eventstore.checkpointing import NobodySigns
 from eventstore.cursor import BadCursor
 from eventstore.log import BadSubject, BlobDamaged, LogError, LogFull, LogUnavailable, OutcomeUnknown, TooLarge
-from projections.database import BadCursor as BadPageCursor
-from projections.database import ViewsUnavailable
+from projections.views_errors import BadCursor as BadPageCursor
+from projections.views_errors import ViewsUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 

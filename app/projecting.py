@@ -21,8 +21,9 @@ from eventstore.jetstream import JetStreamLog
 from eventstore.log import LogError
 from eventstore.queue import Queue
 from eventstore.timers import Timers
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.views import Views
+from projections.views_errors import ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 

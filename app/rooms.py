@@ -7,7 +7,7 @@ from app.agents.catalogue import Catalogue
 from app.audit_feed import AuditFeeds
 from app.auth import Bearers, Revocations
 from app.dialects.niyra_calls import Calls
-from app.dialects.niyra_mcp import Mcp
+from app.dialects.niyra_mcp_door import McpDoor
 from app.feed import Streams
 from app.limits import Limits
 from app.metrics import Metrics
@@ -50,7 +50,7 @@ class Rooms:
         self.http = http
         self.metrics = tasks.metrics
         self.calls = Calls(tasks=tasks, lists=lists, catalogue=catalogue, http=http)
-        self.mcp = Mcp(self.calls, limits, http)
+        self.mcp = McpDoor(self.calls, limits, http)
         self.streams = Streams(max_bytes=http.max_stream_bytes, ping_s=http.ping_s)
         self.feeds = AuditFeeds(tasks.log, max_feeds=http.max_audit_feeds)
         self.revocations = Revocations(tokens)

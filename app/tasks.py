@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from app.attached import MAX_BUFFER, Attached, Reader
 from app.commands import Command, CreateTask
 from app.decide import Rejected, decide
+from app.files import Upload, stored
 from app.following import follow
 from app.history import Viewed, read_history, read_up_to
 from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
-from app.uploads import Upload, stored
 from eventstore import codec
 from eventstore.events import Owner, Record, TaskFact, TaskId, UnknownFact
 from eventstore.log import (

@@ -1,25 +1,19 @@
-"""Files on their way in: spooled out of a form, few bytes of them in memory, and stored before their task's fact."""
+"""What a request brings, on its way in: bounded, paced, and the files spooled out of a form."""
 
 import asyncio
-import hashlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from tempfile import SpooledTemporaryFile
 
-import uuid_utils
 from msgspec import Struct
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
+from app.files import Upload
 from app.problems import BadRequest, TooSlow
-from eventstore.events import FileReference, Owner, TaskId
-from eventstore.log import Blobs, TooLarge, task_subject
+from eventstore.log import TooLarge
 
 MAX_PARTS = 64
 MAX_NAME = 255
-IN_MEMORY = 64 * 1024
-"""Bytes of a file that are kept in memory; more of them are on disk."""
-PIECE = 128 * 1024
 SILENCE_S = 30.0
 """How long the next piece of a body may let us wait."""
 BODY_S = 300.0
@@ -28,40 +22,6 @@ MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}"
 BOUNDARY = re.compile(r"[ -~]{1,70}")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 FILES = "files"
-FILE_BLOB = "file_"
-"""How the names of their blobs begin."""
-
-
-class Upload:
-    """A file that came with a request; `close` it."""
-
-    def __init__(self, name: str, media_type: str) -> None:
-        self.name = name
-        self.media_type = media_type
-        self.bytes = 0
-        self._digest = hashlib.sha256()
-        self._file = SpooledTemporaryFile[bytes](max_size=IN_MEMORY)  # whoever has it closes it
-
-    @property
-    def sha256(self) -> str:
-        """Of what was written so far."""
-        return self._digest.hexdigest()
-
-    async def write(self, piece: bytes) -> None:
-        """Add to it."""
-        self.bytes += len(piece)
-        self._digest.update(piece)
-        await asyncio.to_thread(self._file.write, piece)
-
-    async def pieces(self) -> AsyncGenerator[bytes]:
-        """All of it, in pieces that fit into a message."""
-        await asyncio.to_thread(self._file.seek, 0)
-        while piece := await asyncio.to_thread(self._file.read, PIECE):
-            yield piece
-
-    def close(self) -> None:
-        """It is gone."""
-        self._file.close()
 
 
 async def paced(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -104,21 +64,6 @@ async def form_of(
     many."""
     with ExitStack() as opened:
         yield await _read(stream, boundary, opened, max_bytes=max_bytes, max_text_bytes=max_text_bytes)
-
-
-async def stored(blobs: Blobs, owner: Owner, task_id: TaskId, uploads: Sequence[Upload]) -> tuple[FileReference, ...]:
-    """The files of a task that is about to be created, each under a name of its own: where no fact comes to name it, it
-    is swept. Raises LogUnavailable, TooLarge."""
-    references: list[FileReference] = []
-    for upload in uploads:
-        name = f"{FILE_BLOB}{uuid_utils.uuid7()}"
-        await blobs.put_pieces(name, upload.pieces(), subject=task_subject(owner, task_id), expected=0)
-        references.append(
-            FileReference(
-                name=upload.name, blob=name, sha256=upload.sha256, bytes=upload.bytes, media_type=upload.media_type
-            )
-        )
-    return tuple(references)
 
 
 async def _read(

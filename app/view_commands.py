@@ -128,9 +128,10 @@ def rebuild(nats: NatsAddress, views_url: str) -> None:
 
 async def _rebuild(nats: NatsAddress, views_url: str, show: Show) -> int:
     # Imported here: most commands have no use for a database's driver.
-    from projections.database import Database, ViewsError
+    from projections.database import Database
     from projections.generations import Generation
     from projections.projector import Projector
+    from projections.views_errors import ViewsError
 
     async with connected(nats, "tasktrail-views-rebuild") as connection:
         replicas = await replicas_of(connection, STREAM)

@@ -13,7 +13,7 @@ from eventstore.connection import Connection
 from eventstore.election import Election
 from eventstore.events import Owner, TaskId
 from eventstore.jetstream import JetStreamLog
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.listing import Filter
 from projections.projector import Projector
 from projections.seldom import Seldom
@@ -21,6 +21,7 @@ from projections.session import SessionView
 from projections.session_views import SessionPage, SessionTasks, SessionViews
 from projections.task import Task
 from projections.views import Count, Page, Views
+from projections.views_errors import ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 

@@ -1,10 +1,4 @@
-"""The views' database: SQLite in a file, or PostgreSQL by URL; what goes wrong in it has a name here.
-
-ViewsError
-├── ViewsUnavailable   the database can't be reached, or holds nothing (yet) that could be read
-├── Superseded         this generation of the views is gone: another one is served or built
-└── BadCursor          this is no cursor that a page ever gave
-"""
+"""The views' database: SQLite in a file, or PostgreSQL by URL."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -21,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from projections.sqlite import BUSY_S, SPOILT, SqliteFile, is_error
+from projections.views_errors import ViewsUnavailable
 
 Answer = TypeVar("Answer")
 
@@ -28,22 +23,6 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "po
 STATEMENT_S = 60.0
 OUR_LOCK = 0x7461736B
 """PostgreSQL's advisory lock under which generations are made, switched and dropped."""
-
-
-class ViewsError(Exception):
-    """The views could not do what was asked."""
-
-
-class ViewsUnavailable(ViewsError):
-    """The views can't be read or written now."""
-
-
-class Superseded(ViewsError):
-    """This generation is gone."""
-
-
-class BadCursor(ViewsError):
-    """Not a cursor of ours."""
 
 
 def settled(url: str) -> str:

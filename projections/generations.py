@@ -14,7 +14,7 @@ from sqlalchemy.schema import DropTable
 from eventstore.log import Recorded, SessionRecorded
 from projections import session_rows
 from projections.checkpoint import Checkpoint
-from projections.database import Database, Superseded, ViewsUnavailable
+from projections.database import Database
 from projections.rows import Control, Rows
 from projections.schema import (
     CONTROL,
@@ -27,6 +27,7 @@ from projections.schema import (
     tables,
     tasks_table,
 )
+from projections.views_errors import Superseded, ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 
@@ -68,9 +69,13 @@ class Generation:
         """
         return await self.database.whole(self._apply(records, sessions, after, upto))
 
-    async def serve(self) -> None:
-        """From now on this one is read; the others go. Raises Superseded, ViewsUnavailable."""
-        await self.database.whole(self._serve())
+    async def serve(self, *, reached: int, end: int) -> int | None:
+        """From now on this one is read; the others go. Raises Superseded, ViewsUnavailable.
+
+        None: it is done. Else nothing was, for the one that is read is further than this one has `reached`, and this is
+        how far: nobody's list is to go back. (Further than the log's `end`: it is another log's.)
+        """
+        return await self.database.whole(self._serve(reached, end))
 
     async def is_served(self) -> bool:
         """Whether this is the one that is read. Raises ViewsUnavailable."""
@@ -111,7 +116,7 @@ class Generation:
             raise Superseded(f"generation {self.number} of the views is gone")
         return checkpoint_of(*row)
 
-    async def _serve(self) -> None:
+    async def _serve(self, reached: int, end: int) -> int | None:
         async with self.database.writing(alone=True) as connection:
             folds = await _folds(connection)
             if self.number not in folds:
@@ -119,11 +124,15 @@ class Generation:
             served = await _served(connection)
             if served is not None and folds[served] > FOLD_VERSION:
                 raise ViewsUnavailable("a newer release made the views; this one does not replace them")
+            further = 0 if served is None else await _checkpoint(connection, served)
+            if reached < further <= end:
+                return further
             await connection.execute(update(SERVED).values(generation=self.number))
             for number in folds:
                 if number != self.number:
                     await _drop(connection, number)
         log.info("views.served", generation=self.number)
+        return None
 
     async def _is_served(self) -> bool:
         async with self.database.reading() as connection:
@@ -182,6 +191,11 @@ async def _folds(connection: AsyncConnection) -> dict[int, int]:
     """The generations that are there, and of which fold each is."""
     rows = await connection.execute(select(GENERATIONS.c.generation, GENERATIONS.c.fold))
     return {number: fold for number, fold in rows}
+
+
+async def _checkpoint(connection: AsyncConnection, number: int) -> int:
+    found = select(GENERATIONS.c.checkpoint).where(GENERATIONS.c.generation == number)
+    return (await connection.execute(found)).scalar_one()
 
 
 async def _create(connection: AsyncConnection) -> int:

@@ -8,9 +8,9 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Select, Table, func, or_, select, union_all
 
 from eventstore.events import Owner
-from projections.database import BadCursor
 from projections.schema import indexed, micros, searched, session_key
 from projections.task import Status
+from projections.views_errors import BadCursor
 
 MAX_SEARCHED = 20_000
 """Tasks that one page of a search looks through; the next page goes on behind them."""

@@ -10,11 +10,12 @@ from msgspec import Struct
 
 from eventstore import codec
 from eventstore.codec import Unreadable
-from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Replay
+from eventstore.log import Arrival, EventLog, LogIsAnother, LogUnavailable, Recorded, Replay, SessionRecorded
 from projections.checkpoint import is_of
-from projections.database import Database, Superseded, ViewsUnavailable
+from projections.database import Database
 from projections.generations import Generation
 from projections.seldom import Seldom
+from projections.views_errors import Superseded, ViewsUnavailable
 
 log = structlog.stdlib.get_logger()
 
@@ -51,6 +52,15 @@ class Progress(Struct, frozen=True, kw_only=True):
         return min(1.0, (self.position - self.begun) / way) if way > 0 else 1.0
 
 
+class _Batch(Struct):
+    """What was read and is to be carried: all of the log up to `upto`, `arrivals` of its records."""
+
+    upto: int
+    arrivals: int
+    records: list[Recorded]
+    sessions: list[SessionRecorded]
+
+
 class Projector:
     """One carrier. Several processes may run one; whoever `leading` names carries, and no other can do harm.
 
@@ -76,6 +86,7 @@ class Projector:
         self._batch = batch
         self._generation: Generation | None = None
         self._replay: Replay | None = None
+        self._reading: asyncio.Task[_Batch | None] | None = None
         self._served = False
         self._well = False
         self._seldom = Seldom()
@@ -120,6 +131,11 @@ class Projector:
 
     async def close(self) -> None:
         """Carry no more; what is begun next begins from the checkpoint."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})
+            _ = reading.cancelled() or reading.exception()  # whatever it was: it is begun anew
         replay, self._replay = self._replay, None
         if replay is not None:
             await replay.close()
@@ -133,23 +149,29 @@ class Projector:
         return 0
 
     def _has(self, end: int, replay: Replay) -> bool:
-        return self._position >= end or replay.position >= end
+        return self._reached(replay) >= end
+
+    def _reached(self, replay: Replay) -> int:
+        """All up to here was carried, or is not to come."""
+        return self._position if self._reading else max(self._position, replay.position)
 
     async def _step(self) -> int:
         """One batch, if one comes before we have to look round; else, at the end, serve what is not served yet."""
         try:
             generation, replay = await self._begin()
             if not self._served and self._has(self._end, replay):
-                await generation.serve()
-                self._served = True
+                end = await self._log.last_sequence()
+                further = await generation.serve(reached=self._reached(replay), end=end)
+                self._served, self._end = further is None, further or self._end
                 return 0
             wait_s = 0.0 if replay.position >= self._end and not self._served else LOOK_S
-            arrivals = await replay.take(self._batch, within_s=wait_s, linger_s=LINGER_S)
-            if arrivals and self._leading():
-                await self._carry(generation, replay, arrivals)
-                return len(arrivals)
-            if arrivals:
-                await self.close()  # they were taken and will not be carried
+            batch = await (self._reading or self._read(replay, wait_s))
+            self._reading = None
+            if batch and self._leading():
+                await self._carry(generation, replay, batch)
+                return batch.arrivals
+            if batch:
+                await self.close()  # it was taken and will not be carried
             if time.monotonic() >= self._looked_at + DATABASE_S:
                 await self._look(generation)
             return 0
@@ -201,21 +223,28 @@ class Projector:
         log.info("projector.begins", generation=generation.number, checkpoint=checkpoint.sequence, end=self._end)
         return generation, self._replay
 
-    async def _carry(self, generation: Generation, replay: Replay, arrivals: list[Arrival]) -> None:
+    async def _read(self, replay: Replay, within_s: float) -> _Batch | None:
+        arrivals = await replay.take(self._batch, within_s=within_s, linger_s=LINGER_S)
+        if not arrivals:
+            return None
         records = [one for arrival in arrivals if (one := _read(arrival, "tasks.", codec.recorded))]
         sessions = [one for arrival in arrivals if (one := _read(arrival, "sessions.", codec.session_recorded))]
-        upto = arrivals[-1].sequence
-        reached = await generation.apply(records, sessions=sessions, after=self._position, upto=upto)
-        self._position = upto
-        self._records += len(arrivals)
-        if reached > upto:
-            await self.close()  # another projector is ahead: go on from where it is
+        return _Batch(arrivals[-1].sequence, len(arrivals), records, sessions)
+
+    async def _carry(self, generation: Generation, replay: Replay, batch: _Batch) -> None:
+        """Write it; while the database does, the next one is read."""
+        self._reading = asyncio.create_task(self._read(replay, LOOK_S))
+        reached = await generation.apply(batch.records, sessions=batch.sessions, after=self._position, upto=batch.upto)
+        self._position = batch.upto
+        self._records += batch.arrivals
         if self._on_progress is not None:
-            self._end = max(self._end, upto + replay.lag)
+            self._end = max(self._end, batch.upto + replay.lag)
             seconds = time.monotonic() - self._begun_at
             self._on_progress(
-                Progress(begun=self._begun, position=upto, end=self._end, records=self._records, seconds=seconds)
+                Progress(begun=self._begun, position=batch.upto, end=self._end, records=self._records, seconds=seconds)
             )
+        if reached > batch.upto:
+            await self.close()  # another projector is ahead: go on from where it is
 
 
 def _read(arrival: Arrival, begins: str, read: Callable[[Arrival], OneRead]) -> OneRead | None:

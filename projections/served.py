@@ -7,8 +7,9 @@ from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.schema import GENERATIONS, NAME, SERVED
+from projections.views_errors import ViewsUnavailable
 
 Answer = TypeVar("Answer")
 

@@ -5,7 +5,7 @@ from sqlalchemy import Select, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.schema import (
     FOLD_VERSION,
     owners_table,
@@ -19,6 +19,7 @@ from projections.served import Served, read
 from projections.session import SessionView
 from projections.session_rows import view_of
 from projections.task import Task
+from projections.views_errors import ViewsUnavailable
 
 
 class ListedSession(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore.events import Owner, TaskId
 from projections.checkpoint import Checkpoint
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.listing import EVERYTHING, Between, Filter, Listing, cursor_of, living, place_of
 from projections.schema import (
     FOLD_VERSION,
@@ -21,6 +21,7 @@ from projections.schema import (
 )
 from projections.served import Served, read, what_is_served
 from projections.task import Task
+from projections.views_errors import ViewsUnavailable
 
 MAX_PAGE = 1_000
 

@@ -48,10 +48,11 @@ from app.dialects.native_lists import MAX_WORDS, time_of
 from app.dialects.pace import retry_after
 from app.dialects.polling import find, polled
 from app.feed import Streams
+from app.files import Upload
 from app.problems import Refused
 from app.settings import HttpSettings
 from app.tasks import Tasks
-from app.uploads import Upload, bounded, form_of
+from app.uploads import bounded, form_of
 from app.views import Lists
 from projections.listing import Filter
 from projections.task import Task

@@ -23,10 +23,10 @@ from app.dialects.asked import Asked, every, flag, one_of
 from app.dialects.native import task_id_of
 from app.dialects.native_lists import FLAG, TIME, time_of
 from app.feed import Streams
+from app.files import FILE_BLOB
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound
 from app.tasks import Tasks
-from app.uploads import FILE_BLOB
 from eventstore import events
 from eventstore.cursor import cursor_of
 from eventstore.events import Json, Owner

@@ -1,16 +1,12 @@
-"""Niyra's MCP endpoint: its calls as tools, by the official SDK, for clients of the old and the new protocol."""
+"""Niyra's calls as MCP tools, by the official SDK, for clients of the old and the new protocol."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import mcp_types as mcp
 import msgspec
 import structlog
-from litestar import asgi
-from litestar.exceptions import MethodNotAllowedException, PermissionDeniedException
-from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -34,7 +30,6 @@ from app.uploads import bounded
 
 log = structlog.stdlib.get_logger()
 
-PATHS = ["/mcp", "/niyra/mcp"]
 SPENT = "spent"
 Context = ServerRequestContext[object, Request]
 
@@ -60,7 +55,7 @@ class Tool(Struct, frozen=True, kw_only=True):
 
 
 class Mcp:
-    """The endpoint. It keeps nothing between two requests, so any process answers any of them."""
+    """The tools. They keep nothing between two requests, so any process answers any of them."""
 
     def __init__(self, calls: Calls, limits: Limits, http: HttpSettings) -> None:
         self._calls = calls
@@ -101,28 +96,19 @@ class Mcp:
             over.set()
             await running
 
-    def routes(self) -> ASGIRouteHandler:
-        """`/mcp`, and the same again under the vendor's prefix."""
-
-        @asgi(PATHS, copy_scope=True)
-        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or scope["method"] != "POST":
-                # A stream of the server's own, or a session to delete: there are none.
-                raise MethodNotAllowedException(headers={"Allow": "POST"})
-            _check_origin(scope, self._http.cors_origins)
-            try:
-                content = await bounded(Request(scope, receive).stream(), self._http.max_body_bytes)
-                call = call_in(content)
-            except ClientDisconnect as error:  # nobody hears it, and it is no fault of ours
-                raise BadRequest("the request was broken off") from error
-            except NoMessage as error:
-                await refuse(error, send)
-                return
-            if call is not None and (tool := self._tools.get(call.name)) is not None:
-                await self._draw(scope, tool)
-            await self._manager.handle_request(scope, again(content, receive), send)
-
-        return endpoint
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, which is a POST and may be made. Raises BadRequest, TooLarge, TooSlow."""
+        try:
+            content = await bounded(Request(scope, receive).stream(), self._http.max_body_bytes)  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and starlette's differ in name
+            call = call_in(content)
+        except ClientDisconnect as error:  # nobody hears it, and it is no fault of ours
+            raise BadRequest("the request was broken off") from error
+        except NoMessage as error:
+            await refuse(error, send)
+            return
+        if call is not None and (tool := self._tools.get(call.name)) is not None:
+            await self._draw(scope, tool)
+        await self._manager.handle_request(scope, again(content, receive), send)  # pyright: ignore[reportArgumentType]  # as above
 
     async def _draw(self, scope: Scope, tool: Tool) -> None:
         """Count the call now: its answer begins, headers and all, before the tool is called. Who has spent all is told
@@ -234,18 +220,3 @@ def _schema(shape: type[Struct]) -> dict[str, object]:
     parts = whole["$defs"]
     top = parts.pop(whole["$ref"].rpartition("/")[2])
     return top | {"$defs": parts} if parts else top
-
-
-def _check_origin(scope: Scope, allowed: tuple[str, ...]) -> None:
-    """A page of another site does not use a browser's way to us (the specification asks for it). Raises
-    PermissionDeniedException."""
-    headers = dict(scope["headers"])
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    if not origin or "*" in allowed or origin in allowed:
-        return
-    try:
-        ours = urlsplit(origin).netloc == headers.get(b"host", b"").decode("latin-1")
-    except ValueError:
-        ours = False
-    if not ours:
-        raise PermissionDeniedException("this origin may not call /mcp")

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 import msgspec
 from msgspec import Struct
 
+from app.files import Upload
 from app.mistakes import converted
 from app.problems import BadRequest
 from app.settings import HttpSettings
-from app.uploads import MEDIA_TYPE, Upload, file_name
+from app.uploads import MEDIA_TYPE, file_name
 from eventstore.events import Json
 from eventstore.log import TooLarge
 

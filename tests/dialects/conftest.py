@@ -7,7 +7,7 @@ import pytest
 
 from eventstore.connection import NatsAddress
 from eventstore.events import Owner
-from tests.api import Api, running
+from tests.api import NO_TLS, Api, running
 
 
 @pytest.fixture
@@ -20,5 +20,5 @@ async def api(nats_address: NatsAddress) -> AsyncGenerator[Api]:
 async def stranger(api: Api) -> AsyncGenerator[httpx.AsyncClient]:
     """A client of another owner, who may do everything to its own."""
     await api.rooms.tokens.add("tt_eve", Owner("eve"), ("tasks:read", "tasks:write"))
-    async with httpx.AsyncClient(base_url=api.url, headers={"Authorization": "Bearer tt_eve"}) as client:
+    async with httpx.AsyncClient(base_url=api.url, headers={"Authorization": "Bearer tt_eve"}, verify=NO_TLS) as client:
         yield client

@@ -14,7 +14,7 @@ from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner
 from eventstore.tokens import Scope
-from tests.api import Api
+from tests.api import NO_TLS, Api
 from tests.dialects.deployment import at_work
 from tests.worker.house import SOON_S
 
@@ -60,7 +60,7 @@ class Niyra(Struct):
         """A client with a token of its own."""
         await self.api.rooms.tokens.add(token, Owner(owner), scopes)
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(base_url=self.api.url, headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=self.api.url, headers=headers, timeout=30, verify=NO_TLS) as client:
             yield client
 
 

@@ -16,8 +16,8 @@ from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner
 from eventstore.log import TASK_ID, BlobDamaged, LogFull, LogUnavailable, OutcomeUnknown
-from projections.database import ViewsUnavailable
 from projections.task import Status, Task
+from projections.views_errors import ViewsUnavailable
 from tests.api import Api, running
 from tests.dialects.nanonets import AGENTS, RUN, TASKS
 

@@ -12,7 +12,7 @@ import pytest
 from app.commands import CancelTask
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId
-from projections.database import ViewsUnavailable
+from projections.views_errors import ViewsUnavailable
 from tests.api import DEV, Api, running
 from tests.dialects.lists import Listed, carried, until_listed
 from tests.dialects.test_native import is_problem

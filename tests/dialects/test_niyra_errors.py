@@ -13,7 +13,7 @@ from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner
 from eventstore.log import LogFull, LogUnavailable, OutcomeUnknown
 from eventstore.tokens import Scope
-from projections.database import ViewsUnavailable
+from projections.views_errors import ViewsUnavailable
 from tests.api import Api, running
 from tests.dialects.niyra import ASK, EXECUTE, TASKS
 

@@ -20,7 +20,7 @@ from app.settings import HttpSettings, LimitSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner, TaskId
 from eventstore.log import LogFull, LogUnavailable, OutcomeUnknown
-from projections.database import ViewsUnavailable
+from projections.views_errors import ViewsUnavailable
 from tests.api import Api, running
 from tests.dialects.shannon import PREFIX, TASKS
 from tests.lifecycle.commands import start_run

@@ -17,13 +17,14 @@ from eventstore.events import Owner, SessionDeleted, SessionFact, SessionTitled,
 from eventstore.log import Arrival, LogIsAnother, OnArrival, OnReset, session_of_subject
 from eventstore.memory import MemoryLog, MemoryReplay, MemoryTail
 from projections import generations
-from projections.database import Database, Superseded, ViewsUnavailable
+from projections.database import Database
 from projections.generations import Generation
 from projections.projector import Progress, Projector
 from projections.schema import FOLD_VERSION, GENERATIONS, tables, tasks_table
 from projections.session import Session, SessionView, Tally
 from projections.task import Halt, StepInHand, Task
 from projections.views import Views
+from projections.views_errors import Superseded, ViewsUnavailable
 from tests.given import (
     answer,
     cancelled,
@@ -217,14 +218,17 @@ async def test_a_record_that_nobody_can_read_is_passed_over(log: MemoryLog, data
     await in_step(database, folded(scribe.written))
 
 
-async def test_a_rebuild_stands_beside_what_is_read_until_it_is_complete(log: MemoryLog, database: Database) -> None:
+@pytest.mark.parametrize("batch", [4, 10])
+async def test_a_rebuild_stands_beside_what_is_read_until_it_is_complete(
+    log: MemoryLog, database: Database, batch: int
+) -> None:
     scribe, views = Scribe(log), Views(database)
     for _ in range(5):
         await scribe.task(born(), started())
     live = Projector(log, database)
     await live.run_to_end()
     rebuilt = await Generation.fresh(database)
-    rebuilding = Projector(log, database, generation=rebuilt, batch=4)
+    rebuilding = Projector(log, database, generation=rebuilt, batch=batch)
     await rebuilding.run_once()
     await scribe.task(born("meanwhile"))
     await live.run_to_end()

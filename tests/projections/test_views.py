@@ -15,7 +15,7 @@ from eventstore.memory import MemoryLog
 from projections import listing
 from projections import views as views_module
 from projections.checkpoint import is_of
-from projections.database import BadCursor, Database, ViewsUnavailable
+from projections.database import Database
 from projections.generations import Generation
 from projections.listing import Between, Filter, Listing, cursor_of, living
 from projections.rows import rows_of
@@ -25,6 +25,7 @@ from projections.session_views import in_order
 from projections.session_views import page as session_page
 from projections.task import Status, Task
 from projections.views import Views
+from projections.views_errors import BadCursor, ViewsUnavailable
 from tests.given import BEGIN, LIVES, cancelled, completed, failed, started
 from tests.projections.databases import Cluster
 from tests.projections.lives import ANN, BOB, Scribe, born, carry, fold_of, folded, in_step, numbered, rows

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from eventstore.connection import NatsAddress
 from eventstore.events import SessionDeleted, SessionTitled
 from eventstore.log import Arrival, EventLog
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.sources import LogSource
 from projections.views import Views
+from projections.views_errors import ViewsUnavailable
 from tests.given import completed, partial, started, tool_used
 from tests.log.logs import jetstream
 from tests.projections.lives import ANN, BOB, Scribe, born, carry, folded, in_step, sessions_in_step

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.api import NO_TLS
 from tests.walk.serving import free_port, runs
 
 TOKEN = "tt_test_deployment"
@@ -55,7 +56,7 @@ class Deployment:
             assert self._process is not None
             assert self._process.poll() is None, f"it exited:\n{self.output.read_text()[-3000:]}"
             try:
-                if httpx.get(f"{self.url}/health/ready", timeout=1).status_code == 200:
+                if httpx.get(f"{self.url}/health/ready", timeout=1, verify=NO_TLS).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
@@ -110,7 +111,7 @@ class Deployment:
 
     def client(self) -> httpx.AsyncClient:
         """A client with the development token."""
-        return httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=30, verify=NO_TLS)
 
     def _wait_for_children(self, role: str) -> list[int]:
         until = time.monotonic() + 20

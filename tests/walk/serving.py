@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 import httpx
 
+from tests.api import NO_TLS
+
 WITHIN_S = 30
 
 
@@ -55,7 +57,9 @@ class Serving:
 
     def client(self) -> httpx.AsyncClient:
         """One that has its token."""
-        return httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {self.token}"}, timeout=WITHIN_S)
+        return httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.token}"}, timeout=WITHIN_S, verify=NO_TLS
+        )
 
     async def logged(self, event: str) -> None:
         """Return once there is such a line."""

@@ -20,10 +20,10 @@ SCENARIO = {
     ]
 }
 VICTIMS: list[Callable[[Deployment], object]] = [
+    lambda deployed: deployed.kill("api"),  # first: every stream is still open then, however slow the machine
     lambda deployed: deployed.kill("worker"),
     lambda deployed: deployed.kill("nats-server"),
     lambda deployed: deployed.kill("projector"),
-    lambda deployed: deployed.kill("api"),
     lambda deployed: (deployed.kill_supervisor(), deployed.start()),
 ]
 

@@ -18,9 +18,10 @@ from app.views import Lists
 from eventstore.events import Owner, SessionTitled
 from eventstore.log import EventLog, task_of_subject
 from eventstore.memory import MemoryLog
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.projector import Projector
 from projections.session import Session
+from projections.views_errors import ViewsUnavailable
 from tests.api import CAUSE
 from tests.log.logs import ANN, SOON_S, session_record_of
 from tests.projections.lives import sessions_of

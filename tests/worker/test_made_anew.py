@@ -34,8 +34,9 @@ from eventstore.log import Recorded
 from eventstore.memory import MemoryLog
 from eventstore.queue import Queue
 from eventstore.timers import Timers
-from projections.database import Database, ViewsUnavailable
+from projections.database import Database
 from projections.views import Views
+from projections.views_errors import ViewsUnavailable
 from tests.log.logs import until
 from tests.projections.lives import Scribe, born, carry
 from tests.projections.test_projector import FickleLog
