@@ -10,6 +10,7 @@ from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
+from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
@@ -23,12 +24,12 @@ from app.bounding import Bounding
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
-from app.dialects.niyra_mcp_door import PATHS as MCP_PATHS
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.limiting import Limiting, Telling
 from app.limits import Budget
 from app.metrics import Metrics, exposition, read_figures
+from app.mistakes import of_framework
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.rooms import Rooms
@@ -105,6 +106,8 @@ class Authentication(AbstractAuthenticationMiddleware):
 def on_error(request: Request[object, object, State], error: Exception) -> Response[bytes]:
     """Every error in the words of the API that it comes from; one that nobody expected is ours, and is logged."""
     path = str(request.scope["path"]).removeprefix(str(request.scope["root_path"]))
+    if "route_handler" in request.scope:
+        error = _in_our_words(error, request.scope["route_handler"])
     for vendor in VENDORS:
         if vendor.answers_for(path):
             return vendor.on_error(request, error)
@@ -112,6 +115,11 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
     if problem.status >= 500 and problem.code == "internal_error":
         log.error("http.fault", path=request.scope["path"], exc_info=error)
     return Response(encode(problem), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _in_our_words(error: Exception, handler: object) -> Exception:
+    """What the framework found wrong with what a route was sent."""
+    return of_framework(error, handler.signature_model) if isinstance(handler, HTTPRouteHandler) else error
 
 
 def build(rooms: Rooms) -> ASGIApp:
@@ -172,9 +180,8 @@ def build(rooms: Rooms) -> ASGIApp:
 
 
 def _told_elsewhere(path: str) -> Budget | None:
-    """Niyra tells of a budget on every answer, also where no route is; the others do not. An answer of MCP begins
-    before its tool is called, and so before anybody knows what is left."""
-    return "niyra.poll" if niyra_routes.answers_for(path) and path not in MCP_PATHS else None
+    """Niyra tells of a budget on every answer, also where no route is, and MCP's own; the others do not."""
+    return "niyra.poll" if niyra_routes.answers_for(path) else None
 
 
 class Observed:

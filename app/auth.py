@@ -121,6 +121,7 @@ def vouched_for(vouched: Vouched, secret: str) -> Principal:
         scopes=vouched.scopes,
         token_id=vouched.token_id,
         token_hash=hashed(secret),
+        dialect=vouched.dialect,
         expires_at=vouched.expires_at,
         vouched_for=True,
     )

@@ -4,7 +4,7 @@ import base64
 import re
 import time
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import jwt
 import msgspec
@@ -14,7 +14,7 @@ from app.issuer_keys import ALGORITHMS, IssuerKeys
 from app.settings import OAuthSettings
 from eventstore.events import Owner
 from eventstore.log import BadSubject, owner_word
-from eventstore.tokens import SCOPES, Scope, hashed
+from eventstore.tokens import SCOPES, Dialect, Scope, hashed
 
 LEEWAY_S = 10
 """Clocks differ."""
@@ -39,6 +39,7 @@ class Vouched(Struct, frozen=True, kw_only=True):
     scopes: frozenset[Scope]
     token_id: str
     expires_at: datetime
+    dialect: Dialect | None = None
 
 
 class _Header(Struct):
@@ -105,12 +106,14 @@ class Issuer:
         claims = msgspec.convert(said, _Claims)
         named = msgspec.convert(said.get(self._settings.owner_claim), str)
         given = {*words(claims.scope), *words(claims.scp)}
+        dialect = said.get(self._settings.dialect_claim)
         return Vouched(
             owner=owner_word(named),
             scopes=frozenset(scope for scope in SCOPES if scope in given),
             token_id=claims.jti if claims.jti and ID.fullmatch(claims.jti) else hashed(token)[:12],
             # To the end of the leeway: else a stream that was just granted would be cut at once, again and again.
             expires_at=datetime.fromtimestamp(min(claims.exp + LEEWAY_S, LATEST_S), UTC),
+            dialect=next((one for one in get_args(Dialect) if one == dialect), None),
         )
 
 

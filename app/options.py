@@ -163,6 +163,7 @@ OAUTH = (
         check=checked_http_url,
     ),
     option("--oauth-owner-claim", "The claim that names the owner.", default="sub"),
+    option("--oauth-dialect-claim", "The claim that may name the dialect.", default="tasktrail_dialect"),
 )
 OFFER = (
     option("--default-agent", "The agent of a task that names none.", default=AGENTS.default),
@@ -244,7 +245,8 @@ def oauth_settings(given: Mapping[str, object]) -> OAuthSettings | None:
             lacking = "--oauth-audience" if issuer else "--oauth-issuer"
             raise click.UsageError(f"{lacking} is missing: access tokens are taken where both name whose and for whom")
         return None
-    told = {"issuer": issuer, "audience": audience, "jwks_url": jwks_url, "owner_claim": given["oauth_owner_claim"]}
+    told = {"issuer": issuer, "audience": audience, "jwks_url": jwks_url}
+    told |= {name: given[f"oauth_{name}"] for name in ("owner_claim", "dialect_claim")}
     return msgspec.convert(told, OAuthSettings)
 
 

@@ -1,9 +1,9 @@
 """The one table: named error -> native HTTP status; and the RFC 9457 problem that says it."""
 
-from contextlib import suppress
+from collections.abc import Sequence
 
 import msgspec
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException
 from msgspec import Struct
 
 from app.auth import NotAllowed, NotAuthenticated
@@ -24,8 +24,20 @@ class NotFound(Exception):
     """There is no such thing, or it is another owner's: nobody is told which."""
 
 
+class Mistake(Struct, kw_only=True):
+    """What a client wrote wrongly: what is wanted, and where (`key`, empty for the whole of the `source`)."""
+
+    message: str
+    key: str
+    source: str = "body"
+
+
 class BadRequest(Exception):
-    """The request can't be understood; the message says where."""
+    """The request can't be understood; the message says where, and for programs `mistakes` do."""
+
+    def __init__(self, text: str, mistakes: Sequence[Mistake] = ()) -> None:
+        super().__init__(text)
+        self.mistakes = list(mistakes)
 
 
 class TooSlow(Exception):
@@ -65,7 +77,7 @@ class ProblemDetails(Struct, kw_only=True, omit_defaults=True):
     code: str
     detail: str = ""
     task_id: str | None = None
-    errors: list[object] = []
+    errors: list[Mistake] = []
 
 
 REJECTED: dict[Reason, int] = {
@@ -146,7 +158,10 @@ def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:
             if status == 408:
                 headers["Connection"] = "close"  # what may still come of the body is no new request
             task_id = error.task_id if isinstance(error, OutcomeUnknown | NoRoom) else None
-            problem = ProblemDetails(title=title, status=status, code=code, detail=str(error), task_id=task_id)
+            mistakes = error.mistakes if isinstance(error, BadRequest) else []
+            problem = ProblemDetails(
+                title=title, status=status, code=code, detail=str(error), task_id=task_id, errors=mistakes
+            )
             return problem, headers
     return ProblemDetails(title=TITLES[500], status=500, code=CODES[500]), {}
 
@@ -160,45 +175,9 @@ def _of_framework(error: HTTPException) -> tuple[ProblemDetails, dict[str, str]]
         title=title,
         status=status,
         code=CODES.get(status, "bad_request" if status < 500 else CODES[500]),
-        detail=_detail(error) if status < 500 else "",
-        errors=_errors(error) if status < 500 else [],
+        detail=error.detail if status < 500 else "",
     )
     return problem, dict(error.headers or {})
-
-
-def _detail(error: HTTPException) -> str:
-    # The framework's own words name the URL, and a stream's may hold a token.
-    return "errors says what is wrong, and where" if isinstance(error, ValidationException) else error.detail
-
-
-def _errors(error: HTTPException) -> list[object]:
-    extra = error.extra
-    return [_in_our_words(one) for one in msgspec.convert(extra, list[object])] if isinstance(extra, list) else []
-
-
-def _in_our_words(error: object) -> object:
-    """What the framework says of a value's type names Python's; a client writes HTTP."""
-    if not isinstance(error, dict):
-        return error
-    said = msgspec.convert(error, dict[str, object])
-    if said.get("message") == "Expected `int`, got `str`":
-        said["message"] = "a whole number is wanted here: 20, say"
-    return said
-
-
-def wrongs(problem: ProblemDetails) -> list[str]:
-    """What is wrong with a request, and where: without the framework's own words, which would name the URL."""
-    found: list[str] = []
-    for one in problem.errors:
-        with suppress(msgspec.ValidationError):
-            told = msgspec.convert(one, _Wrong)
-            found.append(f"{told.key}: {told.message}" if told.key else told.message)
-    return found
-
-
-class _Wrong(Struct):
-    message: str
-    key: str = ""
 
 
 def encode(problem: ProblemDetails) -> bytes:

@@ -86,7 +86,6 @@ class _Item(Struct):
 class _Complaint(Struct):
     title: str = ""
     detail: str = ""
-    errors: list[dict[str, object]] = []
 
 
 def complaint(answer: httpx.Response) -> str:
@@ -97,9 +96,6 @@ def complaint(answer: httpx.Response) -> str:
         said = _Complaint()
     title = said.title or f"the service answers {answer.status_code} {answer.reason_phrase}".rstrip()
     parts = [title] if said.detail in ("", title) else [title, said.detail]
-    for one in said.errors[:5]:
-        message = str(one.get("message", ""))
-        parts.append(f"{one['key']}: {message}" if one.get("key") else message)
     if answer.status_code == HTTPStatus.UNAUTHORIZED:
         parts.append("is it unknown, expired or revoked? `tasktrail tokens create` makes one")
     return " ".join(": ".join(part for part in parts if part).split())

@@ -14,12 +14,13 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 class OAuthSettings(Struct, frozen=True, kw_only=True):
     """Whose access tokens are taken beside our own. `jwks_url` None: where the issuer's metadata says; `owner_claim`
-    names the owner."""
+    names the owner, `dialect_claim` the dialect, where a token has it."""
 
     issuer: str
     audience: str
     jwks_url: str | None = None
     owner_claim: str = "sub"
+    dialect_claim: str = "tasktrail_dialect"
 
     @property
     def unencrypted(self) -> bool:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from app.asking import BAD, NatsCommand
+from app.dialects.native_tokens import token_body
 from app.replies import NoAddress
 from app.wording import moment, table
 from eventstore.connection import Connection, NatsAddress, RefusedByServer
@@ -173,7 +174,7 @@ def create(
 
 
 @tokens.command(name="list", cls=NatsCommand)
-@click.option("--json", "as_json", is_flag=True, help="As JSON, one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one object a line, as the API gives it.")
 @click.pass_obj
 def list_tokens(nats: NatsAddress, as_json: bool) -> None:
     """All tokens, oldest first; never the tokens themselves, which are kept nowhere.
@@ -185,7 +186,7 @@ def list_tokens(nats: NatsAddress, as_json: bool) -> None:
     known = asyncio.run(_all(nats))
     if as_json:
         for token in known:
-            click.echo(msgspec.json.encode(token))
+            click.echo(msgspec.json.encode(token_body(token)))
         return
     now = datetime.now(UTC)
     rows = [

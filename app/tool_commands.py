@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from app.asking import BAD, NatsCommand
+from app.dialects.native_tokens import tool_body
 from app.token_commands import OwnerType, connected, replicas_of
 from app.wording import moment, table
 from eventstore.connection import NatsAddress
@@ -68,7 +69,7 @@ def enable(ctx: click.Context, nats: NatsAddress, name: str, owner: Owner) -> No
 
 @tools.command(name="list", cls=NatsCommand)
 @OWNER
-@click.option("--json", "as_json", is_flag=True, help="As JSON, one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one object a line, as the API gives it.")
 @click.pass_obj
 def list_tools(nats: NatsAddress, owner: Owner, as_json: bool) -> None:
     """The owner's tools that are off; all others are on.
@@ -80,7 +81,7 @@ def list_tools(nats: NatsAddress, owner: Owner, as_json: bool) -> None:
     off = asyncio.run(_all(nats, owner))
     if as_json:
         for one in off:
-            click.echo(msgspec.json.encode(one))
+            click.echo(msgspec.json.encode(tool_body(one)))
         return
     click.echo(table(("TOOL", "OFF SINCE"), [(one.tool, moment(one.since)) for one in off]))
 

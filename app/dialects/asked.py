@@ -12,6 +12,7 @@ from app.auth import Principal
 from app.commands import Command
 from app.dialects.native import MAX_WAIT_S
 from app.keys import hashed_key
+from app.mistakes import decoded
 from app.problems import BadRequest
 from app.tasks import Cause
 from projections.task import Task
@@ -108,9 +109,9 @@ def words_of(name: str, text: str, known: tuple[Word, ...]) -> list[Word]:
 
 async def strictly(request: Asked, data: Said) -> Said:
     """What was said, if it was said so: the framework takes "60" for 60 and 1 for true. Raises BadRequest."""
-    said = msgspec.json.decode(await request.body(), type=dict[str, object])
-    for name, value in said.items():
+    body = await request.body()
+    for name, value in msgspec.json.decode(body, type=dict[str, object]).items():
         taken = msgspec.to_builtins(getattr(data, name))
         if taken != value or isinstance(taken, bool) != isinstance(value, bool):
-            raise BadRequest(f"{name} has another type than {type(value).__name__}")
+            return decoded(body, type(data))
     return data

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -11,7 +11,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.agents.catalogue import Catalogue
 from app.commands import CreateTask
 from app.dialects.native import fingerprint, task_id_of
-from app.problems import BadRequest, NotFound, Refused, problem_of, wrongs
+from app.mistakes import decoded
+from app.problems import BadRequest, NotFound, Refused, problem_of
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import Json, TaskId
 from eventstore.log import AGENT
@@ -24,7 +25,6 @@ MAX_OUTPUT_CONFIG = 64 * 1024
 RETRY_AFTER_S = 2
 """The vendor's own pages: begin with a second or two."""
 
-Shape = TypeVar("Shape", bound=Struct)
 NanonetsStatus = Literal[
     "pending", "queued", "running", "waiting_for_input", "awaiting_review", "completed", "failed", "stopped"
 ]
@@ -64,7 +64,7 @@ class NewRun(Struct, kw_only=True, omit_defaults=True):
 class NewAnswer(Struct, kw_only=True):
     """What the user says."""
 
-    message: Annotated[str, Meta(min_length=1, pattern=r"\S")]
+    message: Annotated[str, Meta(min_length=1, pattern=r"\S", description="a string, not all of it blank")]
 
 
 class Begun(Struct, kw_only=True):
@@ -118,12 +118,12 @@ class Refusal(Struct, kw_only=True, omit_defaults=True):
     status: NanonetsStatus | None = None
 
 
-class NotCompleted(Exception):
-    """There is no summary, or not yet."""
+class NotNow(Exception):
+    """The task's status does not allow it."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, why: str) -> None:
         self.status: NanonetsStatus = status_of(task)
-        super().__init__(f"the task is {self.status}: there is a summary once it is completed")
+        super().__init__(f"the task is {self.status}: {why}")
 
 
 STATUS_CODES = {408: 400, 413: 400, 422: 409, 502: 500}
@@ -132,11 +132,10 @@ STATUS_CODES = {408: 400, 413: 400, 422: 409, 502: 500}
 
 def refusal_of(error: Exception) -> tuple[int, Refusal, dict[str, str]]:
     """Status, body and headers: ours in Nanonets' words."""
-    if isinstance(error, NotCompleted):
+    if isinstance(error, NotNow):
         return 409, Refusal(error=str(error), status=error.status), {}
     problem, headers = problem_of(error)
-    wrong = wrongs(problem)
-    text = "; ".join(wrong) or problem.detail or problem.title
+    text = problem.detail or problem.title
     # Who was sent away by `decide` is told no more than why.
     if isinstance(error, Refused) and problem.status == 404:
         text = "no such task"
@@ -170,17 +169,17 @@ def agent_named(text: str, catalogue: Catalogue) -> str:
 
 def read_run(content: bytes) -> NewRun:
     """Raises BadRequest."""
-    return _decoded(content, NewRun, "the body")
+    return decoded(content, NewRun)
 
 
 def read_output_config(text: str) -> OutputConfig:
     """Of a form, where it is JSON in a field. Raises BadRequest."""
-    return _decoded(text.encode(), OutputConfig, "output_config")
+    return decoded(text.encode(), OutputConfig, at="output_config")
 
 
 def read_answer(content: bytes) -> NewAnswer:
     """Raises BadRequest."""
-    return _decoded(content, NewAnswer, "the body")
+    return decoded(content, NewAnswer)
 
 
 def to_command(body: NewRun, *, agent: str, digests: Iterable[tuple[str, str]] = ()) -> CreateTask:
@@ -263,9 +262,9 @@ def render(task: Task, large: Mapping[str, object]) -> bytes:
 
 
 def render_summary(task: Task, large: Mapping[str, object]) -> bytes:
-    """The final answer. Raises NotCompleted."""
+    """The final answer. Raises NotNow."""
     if task.status != "completed":
-        raise NotCompleted(task)
+        raise NotNow(task, "there is a summary once it is completed")
     result = large.get("result", task.result)
     summary = result if isinstance(result, str) else None
     body = Summary(
@@ -289,12 +288,3 @@ def _extracted(summary: str | None) -> dict[str, Json] | UnsetType:
 def _title(query: str) -> str | None:
     words = " ".join(query[: 4 * MAX_TITLE].split())
     return None if not words else words if len(words) <= MAX_TITLE else f"{words[: MAX_TITLE - 1]}…"
-
-
-def _decoded(content: bytes, shape: type[Shape], what: str) -> Shape:
-    try:
-        return msgspec.json.decode(content, type=shape)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"{what}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{what}: no JSON") from error

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
+from hashlib import sha256
 from typing import Literal, assert_never
 
 import msgspec
@@ -160,7 +161,7 @@ async def feed(task: Task, history: AsyncGenerator[Whole]) -> AsyncGenerator[Jso
 
 async def messages(task: Task, history: AsyncGenerator[Whole]) -> AsyncGenerator[Json]:
     """What the user and the agent said to each other, oldest first."""
-    text = last = ""
+    text, told = "", Told()
     async with aclosing(history):
         async for recorded, fact in history:
             match fact:
@@ -172,10 +173,35 @@ async def messages(task: Task, history: AsyncGenerator[Whole]) -> AsyncGenerator
                     role, content = _said(fact, text)
                     if isinstance(fact, StepFinished):
                         text = ""
-                    # A result that is what was said last is not said twice.
-                    if content and not (isinstance(fact, TaskCompleted) and content == last):
-                        last = content
+                    if content and not (isinstance(fact, TaskCompleted) and told.has(content)):
+                        told.note(role, content)
                         yield _message(task, recorded, role, content)
+
+
+class Told:
+    """What the agent has said so far, of which only digests are kept: a result is often all of it once more, or what
+    came after the user's last word, or the last of that; and nothing is said twice. Blanks do not make it another."""
+
+    def __init__(self) -> None:
+        self._whole, self._since, self._last = sha256(), sha256(), b""
+
+    def note(self, role: Literal["user", "assistant"], content: str) -> None:
+        """One of the two said this."""
+        if role == "user":
+            self._since = sha256()
+            return
+        words = _words(content)
+        self._whole.update(words)
+        self._since.update(words)
+        self._last = sha256(words).digest()
+
+    def has(self, content: str) -> bool:
+        """Whether it was said."""
+        return sha256(_words(content)).digest() in (self._last, self._since.digest(), self._whole.digest())
+
+
+def _words(content: str) -> bytes:
+    return "".join(content.split()).encode()
 
 
 def _said(fact: TaskFact | UnknownFact, text: str) -> tuple[Literal["user", "assistant"], str]:

@@ -29,6 +29,7 @@ from app.dialects.nanonets import (
     AgentBody,
     NanonetsStatus,
     NewRun,
+    NotNow,
     agent_id,
     agent_named,
     bare,
@@ -143,11 +144,17 @@ async def list_messages(
 
 @post("/tasks/{task_id:str}/message", status_code=200)
 async def send_message(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks]) -> Response[bytes]:
-    """Answer the agent's question; without one, leave a message for its next look at its inbox."""
+    """Answer the agent's question; without one, leave a message for its next look at its inbox. What awaits a review
+    takes none."""
     request.user.need("tasks:write")
     asked = task_id_said(task_id)
     text = read_answer(await request.body()).message
     command = keyed(request, ReceiveInput(text=text), wish=text)
+    attached, _ = await find(tasks, request.user, asked)
+    task = attached.task
+    if task.status == "awaiting_review" and command.key not in task.keys:
+        # It would lie in the inbox, and whoever sent it would take it for the decision.
+        raise NotNow(task, f"a message decides nothing; approve it by POST /tasks/{asked}/review of the native API")
     done = await tasks.execute(request.user.owner, asked, command, cause_of(request))
     if isinstance(done, Rejected):
         raise Refused(done)

@@ -30,7 +30,14 @@ PublicStatus = Literal[
     "timed_out",
 ]
 
-AgentName = Annotated[str, Meta(pattern=f"^{AGENT.pattern}$")]
+AgentName = Annotated[str, Meta(pattern=f"^{AGENT.pattern}$", description="an agent of GET /agents")]
+SessionId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9:_.\-]{1,128}(?!\n)$",
+        description="1 to 128 of the characters A-Z, a-z, 0-9, and : _ . -",
+    ),
+]
 
 
 class NewTask(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -39,7 +46,7 @@ class NewTask(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=Tr
     agent: AgentName | None = None
     input: Json = None
     title: Annotated[str, Meta(max_length=200)] | None = None
-    session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9:_.\-]{1,128}(?!\n)$")] | None = None
+    session_id: SessionId | None = None
     metadata: dict[str, Json] = {}
     timeout_s: Annotated[float, Meta(ge=0.001, le=30 * 86_400)] | None = None
     max_failures: Annotated[int, Meta(ge=1, le=100)] = 5

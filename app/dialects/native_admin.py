@@ -13,12 +13,13 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.auth import NotAllowed, Principal
 from app.dialects.asked import Asked, strictly
 from app.dialects.native_lists import options
+from app.dialects.native_tokens import TokenBody, TokenList, ToolBody, ToolList, token_body, tool_body
 from app.openapi import PROBLEM
 from app.problems import BadRequest, NotFound, OwnToken, TooMany
 from eventstore.events import Owner
 from eventstore.log import BadSubject, owner_named
 from eventstore.switches import MAX_NAME_BYTES, Switches
-from eventstore.tokens import PLAN, SCOPES, Dialect, Plan, Scope, Token, Tokens, new_token
+from eventstore.tokens import PLAN, SCOPES, Dialect, Plan, Scope, Tokens, new_token
 
 MAX_OF_ONE = 1_000
 """Tokens of one owner, and tools that are off: every process keeps them all in memory."""
@@ -62,49 +63,12 @@ class NewToken(Struct, kw_only=True, forbid_unknown_fields=True):
     limits: OwnLimits = msgspec.field(default_factory=OwnLimits)
 
 
-class TokenBody(Struct, kw_only=True):
-    """What is known of a token. `token`, the token itself, is there where it was just made, and never again."""
-
-    id: str
-    owner: str
-    scopes: tuple[Scope, ...]
-    created_at: datetime
-    expires_at: datetime | None
-    dialect: Dialect | None
-    note: str
-    multiplier: int
-    unlimited: bool
-    limits: dict[str, int]
-    token: str | UnsetType = UNSET
-
-
-class TokenList(Struct, kw_only=True):
-    """Tokens, oldest first."""
-
-    data: list[TokenBody]
-
-
 class ToolSwitch(Struct, kw_only=True, forbid_unknown_fields=True):
     """Which tool, and whether it is to be off. Without `owner` one's own."""
 
     tool: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES // 4)]
     disabled: bool
     owner: Annotated[str, Meta(min_length=1, max_length=MAX_OWNER)] | None = None
-
-
-class ToolBody(Struct, kw_only=True):
-    """A tool; `since` when it is off, or null."""
-
-    owner: str
-    tool: str
-    disabled: bool
-    since: datetime | None
-
-
-class ToolList(Struct, kw_only=True):
-    """The tools that are off, by name; all others are on."""
-
-    data: list[ToolBody]
 
 
 COMMON = {400: PROBLEM, 401: PROBLEM, 403: PROBLEM, 503: PROBLEM}
@@ -145,7 +109,7 @@ async def create_token(
         note=data.note,
         plan=plan,
     )
-    body = _body(made)
+    body = token_body(made)
     body.token = secret
     return Response(body, headers=SHOWN_ONCE)
 
@@ -157,7 +121,7 @@ async def list_tokens(
     """The owner's tokens, oldest first; with `admin:all` and no `owner`, everybody's."""
     request.user.need("admin")
     known = await tokens.all(_ruled(request.user, owner))
-    return Response(TokenList(data=[_body(token) for token in known]), headers=PRIVATE)
+    return Response(TokenList(data=[token_body(token) for token in known]), headers=PRIVATE)
 
 
 @delete("/admin/tokens/{token_id:str}", status_code=204, responses=REVOKED, tags=["admin"])
@@ -177,8 +141,7 @@ async def list_tools(
     """The owner's tools that are off. Without `owner` one's own."""
     request.user.need("admin")
     off = await switches.all(_ruled(request.user, owner) or request.user.owner)
-    data = [ToolBody(owner=one.owner, tool=one.tool, disabled=True, since=one.since) for one in off]
-    return Response(ToolList(data=data), headers=PRIVATE)
+    return Response(ToolList(data=[tool_body(one) for one in off]), headers=PRIVATE)
 
 
 @put("/admin/tools", responses={**CHANGED, 200: TOOL}, tags=["admin"])
@@ -218,8 +181,3 @@ def _ruled(principal: Principal, named: str | None) -> Owner | None:
     if owner != principal.owner and not principal.rules_all:
         raise NotAllowed("admin:all")
     return owner
-
-
-def _body(token: Token) -> TokenBody:
-    known = msgspec.structs.asdict(token) | msgspec.structs.asdict(token.plan)
-    return msgspec.convert(known, TokenBody)

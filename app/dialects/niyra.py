@@ -11,7 +11,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app.auth import NotAllowed
 from app.commands import CreateTask
 from app.dialects.native import fingerprint, task_id_of
-from app.problems import BadRequest, problem_of, wrongs
+from app.dialects.niyra_waiting import WaitingFor, waiting_for
+from app.problems import BadRequest, problem_of
 from eventstore.events import ApprovalMode, Problem, TaskId
 from projections.task import Status, Task
 
@@ -24,6 +25,16 @@ RETRY_AFTER_S = 3
 PENDING = r"^(task_)?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 ChannelContext = Annotated[str, Meta(max_length=MAX_CHANNEL_CONTEXT)]
+PendingTaskId = Annotated[str, Meta(pattern=PENDING, description="a pending_task_id: task_ and a UUID")]
+Question = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_QUESTION,
+        pattern=r"\S",
+        description=f"a question of 1 to {MAX_QUESTION} characters, not all of them blank",
+    ),
+]
 NiyraStatus = Literal["pending", "running", "complete", "failed", "cancelled"]
 Mode = Literal["execute", "ask"]
 
@@ -35,13 +46,13 @@ class NewExecution(Struct, kw_only=True, omit_defaults=True):
     conversation_id: UUID | None = None
     approval_mode: ApprovalMode | None = None
     channel_context: ChannelContext | None = None
-    confirmed_task_id: Annotated[str, Meta(pattern=PENDING)] | None = None
+    confirmed_task_id: PendingTaskId | None = None
 
 
 class NewQuestion(Struct, kw_only=True, omit_defaults=True):
     """What is asked; the tools that answer it change nothing."""
 
-    question: Annotated[str, Meta(min_length=1, max_length=MAX_QUESTION, pattern=r"\S")]
+    question: Question
     conversation_id: UUID | None = None
     channel_context: ChannelContext | None = None
 
@@ -55,7 +66,7 @@ class Planned(Struct, kw_only=True):
 
 class Executed(Struct, kw_only=True):
     """What came of it in the window. `status` is there where it did not end well, or not yet; `plan` where one was
-    asked for; `pending_task_id` where the plan waits to be confirmed."""
+    asked for; `pending_task_id` where the plan waits to be confirmed; `waiting_for` where somebody has to act."""
 
     result: str | None
     conversation_id: str | None
@@ -67,6 +78,7 @@ class Executed(Struct, kw_only=True):
     error: Problem | UnsetType | None = UNSET
     plan: list[Planned] | UnsetType = UNSET
     pending_task_id: str | UnsetType = UNSET
+    waiting_for: WaitingFor | UnsetType = UNSET
 
 
 class Answered(Struct, kw_only=True):
@@ -78,10 +90,11 @@ class Answered(Struct, kw_only=True):
     elapsed_ms: int
     status: NiyraStatus | UnsetType = UNSET
     error: Problem | UnsetType | None = UNSET
+    waiting_for: WaitingFor | UnsetType = UNSET
 
 
 class Polled(Struct, kw_only=True):
-    """A task as it is. `plan` and `pending_task_id` are there as in Executed."""
+    """A task as it is. `plan`, `pending_task_id` and `waiting_for` are there as in Executed."""
 
     task_id: str
     status: NiyraStatus
@@ -94,6 +107,7 @@ class Polled(Struct, kw_only=True):
     error: Problem | None
     plan: list[Planned] | UnsetType = UNSET
     pending_task_id: str | UnsetType = UNSET
+    waiting_for: WaitingFor | UnsetType = UNSET
 
 
 class Refusal(Struct, kw_only=True, omit_defaults=True):
@@ -134,10 +148,9 @@ def refusal_of(error: Exception) -> tuple[int, Refusal, dict[str, str]]:
         return 403, Refusal(error="tool_disabled", error_description=str(error), task_id=error.task_id), {}
     problem, headers = problem_of(error)
     code = CODES.get(problem.status, "invalid_request" if problem.status < 500 else "server_error")
-    wrong = wrongs(problem)
     refusal = Refusal(
         error=code,
-        error_description="; ".join(wrong) or problem.detail or problem.title,
+        error_description=problem.detail or problem.title,
         scope=error.scope if isinstance(error, NotAllowed) else None,
         task_id=problem.task_id,
     )
@@ -212,6 +225,7 @@ def render_executed(task: Task, large: Mapping[str, object], elapsed_ms: int) ->
         terminal=task.ended,
         plan=_plan(task),
         pending_task_id=task.task_id if task.plan_awaits_review else UNSET,
+        waiting_for=waiting_for(task),
     )
     if task.ended:
         body.tools_used = task.tools_used
@@ -230,6 +244,7 @@ def render_answered(task: Task, large: Mapping[str, object], elapsed_ms: int) ->
         conversation_id=task.session_id,
         task_id=None if task.status == "completed" else task.task_id,
         elapsed_ms=elapsed_ms,
+        waiting_for=waiting_for(task),
     )
     if task.ended and task.status != "completed":
         body.status, body.error = status_of(task), task.error
@@ -251,6 +266,7 @@ def render_polled(task: Task, large: Mapping[str, object]) -> bytes:
         error=task.error if status == "failed" else None,
         plan=_plan(task),
         pending_task_id=task.task_id if task.plan_awaits_review else UNSET,
+        waiting_for=waiting_for(task),
     )
     return msgspec.json.encode(body)
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 import mcp_types as mcp
 import msgspec
@@ -13,7 +12,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from msgspec import Struct
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from app import __version__
 from app.auth import Principal
@@ -22,17 +21,19 @@ from app.bounds import Held
 from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
+from app.dialects.niyra_envelope import NoMessage, again, call_in, refuse
 from app.dialects.polling import find, rendered
-from app.limits import Budget, Limits
+from app.limiting import STANDINGS
+from app.limits import Budget, Limits, RateLimited
+from app.mistakes import converted
 from app.problems import BadRequest
 from app.settings import HttpSettings
+from app.uploads import bounded
 
 log = structlog.stdlib.get_logger()
 
+SPENT = "spent"
 Context = ServerRequestContext[object, Request]
-
-
-Wanted = TypeVar("Wanted", bound=Struct)
 
 
 class WantedTask(Struct, kw_only=True):
@@ -98,8 +99,27 @@ class Mcp:
             await running
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, which is a POST and may be made."""
-        await self._manager.handle_request(scope, receive, send)  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and starlette's differ in name
+        """One request, which is a POST and may be made. Raises BadRequest, TooLarge, TooSlow."""
+        try:
+            content = await bounded(Request(scope, receive).stream(), self._http.max_body_bytes)  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and starlette's differ in name
+            call = call_in(content)
+        except ClientDisconnect as error:  # nobody hears it, and it is no fault of ours
+            raise BadRequest("the request was broken off") from error
+        except NoMessage as error:
+            await refuse(error, send)
+            return
+        if call is not None and (tool := self._tools.get(call.name)) is not None:
+            await self._draw(scope, tool)
+        await self._manager.handle_request(scope, again(content, receive), send)  # pyright: ignore[reportArgumentType]  # as above
+
+    async def _draw(self, scope: Scope, tool: Tool) -> None:
+        """Count the call now: its answer begins, headers and all, before the tool is called. Who has spent all is told
+        so as a tool's error."""
+        state = scope["state"]
+        try:
+            state[STANDINGS] = await self._limits.draw(scope["user"], tool.budget)
+        except RateLimited as error:
+            state[STANDINGS], state[SPENT] = error.standings, error
 
     async def _list(self, context: Context, params: mcp.PaginatedRequestParams | None) -> mcp.ListToolsResult:
         del context, params  # all have the same few
@@ -111,9 +131,9 @@ class Mcp:
             if tool is None:
                 raise BadRequest(f"no tool {params.name[:80]!r}; there are: {', '.join(self._tools)}")
             assert context.request is not None, "it came over HTTP"
-            caller = _caller(context.request)
-            await self._limits.draw(caller.principal, tool.budget)
-            return _told(await tool.call(caller, dict(params.arguments or {})))
+            if (spent := context.request.scope["state"].get(SPENT)) is not None:
+                raise spent
+            return _told(await tool.call(_caller(context.request), dict(params.arguments or {})))
         except Exception as error:
             status, refusal, _ = refusal_of(error)
             if status == 500:
@@ -161,24 +181,16 @@ class Mcp:
         ]
 
     async def _execute(self, caller: Caller, arguments: dict[str, object]) -> bytes:
-        return (await self._calls.execute(caller, _taken(arguments, NewExecution))).body
+        return (await self._calls.execute(caller, converted(arguments, NewExecution))).body
 
     async def _ask(self, caller: Caller, arguments: dict[str, object]) -> bytes:
-        return (await self._calls.ask(caller, _taken(arguments, NewQuestion))).body
+        return (await self._calls.ask(caller, converted(arguments, NewQuestion))).body
 
     async def _get_task(self, caller: Caller, arguments: dict[str, object]) -> bytes:
         caller.principal.need("niyra:tasks:read")
         tasks = self._calls.tasks
-        attached, _ = await find(tasks, caller.principal, _taken(arguments, WantedTask).task_id)
+        attached, _ = await find(tasks, caller.principal, converted(arguments, WantedTask).task_id)
         return await rendered(caller.held, tasks, attached, attached.task, "niyra", render_polled)
-
-
-def _taken(arguments: dict[str, object], wanted: type[Wanted]) -> Wanted:
-    """Raises BadRequest."""
-    try:
-        return msgspec.convert(arguments, wanted)
-    except msgspec.ValidationError as error:
-        raise BadRequest(str(error)) from error
 
 
 def _caller(request: Request) -> Caller:

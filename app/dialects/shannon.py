@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from app.dialects.shannon_events import approval_id
+from app.dialects.shannon_unified import Unified, unified
 from app.problems import NotFound, problem_of
 from eventstore.events import Json, TaskId
 from projections.task import Status, Task, metadata_of
@@ -82,6 +83,7 @@ class TaskBody(Struct, kw_only=True):
     provider: str | UnsetType = UNSET
     usage: TokenUsage | UnsetType = UNSET
     metadata: dict[str, Json] | UnsetType = UNSET
+    unified_response: Unified | UnsetType = UNSET
 
 
 def refusal_of(error: Exception) -> tuple[int, Refused, dict[str, str]]:
@@ -166,7 +168,7 @@ def result_of(task: Task, large: Mapping[str, object]) -> str:
 
 def render(task: Task, large: Mapping[str, object]) -> bytes:
     """What a poll answers. Nothing here depends on the clock: one version has one body."""
-    result = result_of(task, large)
+    result, error, mode = result_of(task, large), error_of(task), mode_of(task)
     usage = task.usage
     return msgspec.json.encode(
         TaskBody(
@@ -175,17 +177,18 @@ def render(task: Task, large: Mapping[str, object]) -> bytes:
             status=status_of(task),
             result=result,
             response=_response(result),
-            error=error_of(task),
+            error=error,
             created_at=task.created_at,
             updated_at=task.updated_at,
             query=query_of(task, large),
             session_id=task.session_id or "",
-            mode=mode_of(task),
+            mode=mode,
             context=context_of(task, large) or UNSET,
             model_used=(usage and usage.model) or UNSET,
             provider=(usage and usage.provider) or UNSET,
             usage=_usage(task) or UNSET,
             metadata=_waited_for(task) or UNSET,
+            unified_response=unified(task, word=word_of(task), mode=mode, result=result, error=error),
         )
     )
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from app.files import Upload
+from app.mistakes import converted
 from app.problems import BadRequest
 from app.settings import HttpSettings
 from app.uploads import MEDIA_TYPE, file_name
@@ -96,8 +97,8 @@ def decoded(text: str, place: str) -> bytes:
 
 def _attachments(context: dict[str, Json]) -> list[Attachment]:
     try:
-        said = msgspec.convert(context.get("attachments") or [], list[Attachment])
-    except msgspec.ValidationError as error:
+        said = converted(context.get("attachments") or [], list[Attachment], at="context.attachments")
+    except BadRequest as error:
         raise BadRequest(f"Invalid attachments: {error}") from error
     if len(said) > MAX_ATTACHMENTS:
         raise BadRequest(f"Invalid attachments: {MAX_ATTACHMENTS} at most")

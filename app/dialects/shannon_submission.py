@@ -4,11 +4,11 @@ import hashlib
 from typing import TypeVar
 from uuid import uuid4
 
-import msgspec
 from msgspec import Struct
 
 from app.agents.catalogue import Catalogue
 from app.commands import CreateTask
+from app.mistakes import decoded
 from app.problems import BadRequest
 from eventstore.codec import MAX_DEPTH, nested_over
 from eventstore.events import ApprovalMode, Json
@@ -51,11 +51,9 @@ Body = TypeVar("Body", bound=Struct)
 def read(content: bytes, form: type[Body]) -> Body:
     """What a body says; of what type it says it is does not matter. Raises BadRequest."""
     try:
-        return msgspec.json.decode(content, type=form)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decoded(content, form)
+    except BadRequest as error:
         raise BadRequest(f"Invalid request body: {error}") from error
-    except RecursionError as error:
-        raise BadRequest("Invalid request body: nested too deeply") from error
 
 
 def read_submission(content: bytes) -> Submission:

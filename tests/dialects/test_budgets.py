@@ -7,15 +7,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from litestar import Litestar
 from litestar.routes import HTTPRoute
 
-from app.api import Observed, build
 from app.auth import Principal
 from app.dialects.budgets import HEADERS, native_headers, niyra_headers, shannon_headers, shannon_refusal
-from app.dialects.crossroads import Crossroads
-from app.dialects.shannon_tracing import Tracing
-from app.limiting import Telling
 from app.limits import Budget, RateLimited, Standing
 from app.settings import HttpSettings, LimitSettings
 from eventstore.connection import NatsAddress
@@ -23,6 +18,7 @@ from eventstore.events import Owner
 from eventstore.tokens import Dialect, Plan, Scope
 from tests.api import DEV, Api, running
 from tests.dialects.niyra import ASK, EXECUTE, TASKS
+from tests.dialects.routes import litestar_of
 from tests.dialects.test_niyra_errors import is_refusal
 
 ALL: tuple[Scope, ...] = ("tasks:read", "tasks:write")
@@ -186,11 +182,9 @@ async def test_without_a_limit_our_own_answers_tell_of_none(nats_address: NatsAd
 
 
 async def test_every_budget_that_a_route_names_is_one(api: Api):
-    built: object = build(api.rooms)
-    while isinstance(built, Observed | Crossroads | Tracing | Telling):
-        built = built._app  # pyright: ignore[reportPrivateUsage]  # what is inside is what is asked about
-    assert isinstance(built, Litestar)
-    handlers = [one for route in built.routes if isinstance(route, HTTPRoute) for one in route.route_handlers]
+    handlers = [
+        one for route in litestar_of(api).routes if isinstance(route, HTTPRoute) for one in route.route_handlers
+    ]
     named = {str(one.opt["limit"]) for one in handlers if "limit" in one.opt}
     assert named == set(get_args(Budget))
     assert HEADERS.keys() == set(get_args(Dialect))

@@ -68,6 +68,41 @@ async def test_a_question_is_answered_by_a_message(nanonets: Nanonets):
     assert len({UUID(message["id"]) for message in said}) == len(said)
 
 
+async def test_a_result_that_was_said_in_pieces_is_not_said_again(nanonets: Nanonets):
+    lives: list[tuple[list[Json], list[str]]] = [
+        ([{"say": "One. "}, {"tool": "look"}, {"say": "Two."}, {"complete": "One. Two."}], ["One. ", "Two."]),
+        ([{"say": "One."}, {"say": "Two."}, {"complete": "One. Two."}], ["One.", "Two."]),
+        ([{"say": "One. "}, {"say": "Two."}, {"complete": "Three."}], ["One. ", "Two.", "Three."]),
+        ([{"say": "One. "}, {"say": "Two."}, {"complete": "Two."}], ["One. ", "Two."]),
+        ([{"complete": "One."}], ["One."]),
+    ]
+    for steps, told in lives:
+        task_id = await nanonets.run(*steps)
+        await nanonets.reach(task_id, "completed")
+        said = (await nanonets.get(task_id, "/messages")).json()["data"]
+        assert [message["content"] for message in said[1:]] == told
+    asking = await nanonets.run(
+        {"say": "Hello. "}, {"ask": "Go on?"}, {"say": "One. "}, {"say": "Two."}, {"complete": "One. Two."}
+    )
+    await nanonets.reach(asking, "waiting_for_input")
+    await nanonets.say(asking, "Yes")
+    await nanonets.reach(asking, "completed")
+    said = (await nanonets.get(asking, "/messages")).json()["data"]
+    assert [message["content"] for message in said[1:]] == ["Hello. ", "Go on?", "Yes", "One. ", "Two."]
+
+
+async def test_what_awaits_a_review_takes_no_message_and_says_who_decides(nanonets: Nanonets):
+    task_id = await nanonets.run({"review": "Send it?"}, {"complete": "Sent."})
+    await nanonets.reach(task_id, "awaiting_review")
+    before = (await nanonets.get(task_id, "/result")).content
+    refused = await nanonets.say(task_id, "Yes, send it.")
+    assert (refused.status_code, refused.json()["status"]) == (409, "awaiting_review")
+    assert f"POST /tasks/task_{task_id}/review" in refused.json()["error"]
+    assert (await nanonets.get(task_id, "/result")).content == before
+    await nanonets.api.client.post(f"/tasks/task_{task_id}/review", json={"approved": True})
+    await nanonets.reach(task_id, "completed")
+
+
 async def test_a_message_is_taken_while_it_runs_and_not_after_the_end(nanonets: Nanonets):
     task_id = await nanonets.run({"sleep": LONG_S})
     await nanonets.reach(task_id, "running")

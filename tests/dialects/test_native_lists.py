@@ -179,7 +179,7 @@ async def test_what_cannot_be_understood_is_said(api: Api, query: dict[str, str]
 async def test_what_is_wrong_is_said_in_words_of_http(api: Api):
     total, limit = [await api.client.get("/tasks", params=query) for query in ({"total": "1"}, {"limit": "abc"})]
     assert total.json()["detail"] == "total: there is no '1'; there are: true, false"
-    assert [error["message"] for error in limit.json()["errors"]] == ["a whole number is wanted here: 20, say"]
+    assert [error["message"] for error in limit.json()["errors"]] == ["must be a whole number of 1 to 100"]
 
 
 async def test_a_status_that_is_named_apart_is_meant_too(api: Api):

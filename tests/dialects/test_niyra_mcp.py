@@ -142,6 +142,33 @@ async def test_a_call_draws_on_the_budget_of_its_tool_and_a_refused_one_says_whe
     assert (over_http.status_code, over_http.headers["X-RateLimit-Remaining"]) == (429, "0")
 
 
+async def test_every_answer_of_mcp_tells_how_the_token_stands_as_the_route_does(niyra: Niyra):
+    plan = Plan(limits={"niyra.poll": 2, "niyra.execute": 9})
+    await niyra.api.rooms.tokens.add("tt_counted", DEV, ("tasks:read",), plan=plan)
+    wanted: Json = {"name": "niyra_get_task", "arguments": {"task_id": f"task_{uuid4()}"}}
+    async with httpx.AsyncClient(base_url=niyra.api.url, headers={"Authorization": "Bearer tt_counted"}) as http:
+
+        async def told(method: str, params: Json) -> tuple[str, str, str]:
+            message: Json = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            answer = await http.post("/mcp", json=message, headers=BY_HAND)
+            standing = [answer.headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")]
+            assert int(standing[2]) > 0
+            return standing[0], standing[1], answer.text
+
+        assert (await told("tools/call", {"name": "niyra_execute", "arguments": {"instruction": "x"}}))[:2] == (
+            "9",
+            "8",
+        )
+        assert (await told("tools/call", wanted))[:2] == ("2", "1")
+        over_http = await http.get(f"{TASKS}/task_{uuid4()}")
+        assert over_http.headers["X-RateLimit-Remaining"] == "0"
+        limit, left, text = await told("tools/call", wanted)
+        assert (limit, left, "rate_limit_exceeded" in text) == ("2", "0", True)
+        # What calls no tool costs nothing, and is told what there is.
+        assert (await told("tools/list", {}))[0] == "600"
+        assert "X-RateLimit-Limit" in (await http.post("/mcp", content=b"{", headers=BY_HAND)).headers
+
+
 @pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
 async def test_a_caller_that_goes_away_ends_the_waiting_and_never_the_task(niyra: Niyra, era: str):
     async with client(niyra, era) as mcp:

@@ -31,13 +31,35 @@ LIVES: dict[str, tuple[list[Command], str]] = {
     "cancelled": ([CancelTask(by="ann")], "cancelled"),
 }
 
+WAITS: dict[str, tuple[str, str | None, str]] = {
+    "paused before its first run": ("paused", None, "resume"),
+    "waiting for input": ("waiting_for_input", "Which one?", "messages"),
+    "awaiting review": ("awaiting_review", "Send the mail?", "review"),
+    "paused": ("paused", None, "resume"),
+}
+"""Our status, what it is about, and the native route that ends the waiting."""
+SENT: dict[str, dict[str, Json]] = {"messages": {"text": "the blue one"}, "review": {"approved": True}, "resume": {}}
+
+
+async def test_a_task_that_somebody_has_to_see_to_says_for_what_it_waits_and_how_it_goes_on(api: Api):
+    for life, (status, about, route) in WAITS.items():
+        task_id = await api.begin(*LIVES[life][0])
+        waiting = (await api.client.get(f"{TASKS}/{task_id}")).json()["waiting_for"]
+        assert (waiting["status"], waiting["about"]) == (status, about)
+        method, path, *_ = waiting["how"].split()
+        assert (method, path, "tasks:write" in waiting["how"]) == ("POST", f"/tasks/{task_id}/{route}", True)
+        done = await api.client.request(method, path, json=SENT[route] or None)
+        assert done.status_code == 200, done.text
+        after = (await api.client.get(f"{TASKS}/{task_id}")).json()
+        assert after.get("waiting_for") != waiting
+
 
 async def test_every_status_has_its_word_and_every_field_is_there(api: Api):
     for life, (commands, status) in LIVES.items():
         task_id = await api.begin(*commands)
         answer = await api.client.get(f"{TASKS}/{task_id}")
         body = answer.json()
-        assert body.keys() == FIELDS
+        assert body.keys() == FIELDS | ({"waiting_for"} if life in WAITS else set())
         assert (life, body["task_id"], body["status"]) == (life, task_id, status)
         terminal = status in ("complete", "failed", "cancelled")
         assert body["terminal"] is terminal

@@ -1,12 +1,15 @@
 """Shannon's task API, row by row of its contract, with a worker at work."""
 
 from collections.abc import AsyncGenerator
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
 import httpx
+import msgspec
 import pytest
 
+from app.dialects.shannon_unified import About, Unified, Used
 from eventstore.connection import NatsAddress
 from eventstore.events import Json, Owner, TaskId
 from tests.dialects.shannon import TASKS, Shannon, speaking
@@ -42,7 +45,7 @@ async def test_a_completed_task_has_its_result_twice(shannon: Shannon):
     steps: list[Json] = [{"usage": usage}, {"complete": "Paris."}]
     task_id = await shannon.begun(*steps, query="Capital?", mode=" Simple ", session_id="user-123-session")
     done = await shannon.ended(task_id)
-    assert done.keys() == ALWAYS | {"context", "model_used", "provider", "usage"}
+    assert done.keys() == ALWAYS | {"context", "model_used", "provider", "usage", "unified_response"}
     assert done["task_id"] == done["workflow_id"] == task_id
     assert (done["status"], done["mode"]) == ("TASK_STATUS_COMPLETED", "EXECUTION_MODE_SIMPLE")
     assert (done["result"], done["response"], done["error"]) == ("Paris.", {"result": "Paris."}, "")
@@ -51,6 +54,29 @@ async def test_a_completed_task_has_its_result_twice(shannon: Shannon):
     told = {"total_tokens": 300, "input_tokens": 200, "output_tokens": 100, "estimated_cost": 0.5}
     assert done["usage"] == told
     assert done["context"] == {"scenario": {"steps": steps}}
+
+
+async def test_an_ended_task_tells_how_it_went_in_one_object(shannon: Shannon):
+    usage: Json = {"model": "gpt-5-mini", "input_tokens": 200, "output_tokens": 100, "cost": 0.5}
+    done = await shannon.ended(await shannon.begun({"usage": usage}, {"complete": "Paris."}, session_id="s"))
+    told = msgspec.convert(done["unified_response"], Unified)
+    assert (told.task_id, told.session_id, told.status) == (done["task_id"], "s", "completed")
+    assert (told.result, told.error, told.usage) == (
+        "Paris.",
+        None,
+        Used(input_tokens=200, output_tokens=100, total_tokens=300, cost_usd=0.5),
+    )
+    about = About(execution_mode="EXECUTION_MODE_STANDARD", agents_used=["simulator"], model="gpt-5-mini")
+    assert told.metadata == about
+    native = (await shannon.api.client.get(f"/tasks/{told.task_id}")).json()
+    started, ended = [datetime.fromisoformat(native[name]) for name in ("started_at", "ended_at")]
+    assert told.timestamp == ended
+    assert told.performance.execution_time_ms == round((ended - started).total_seconds() * 1000)
+    failed = await shannon.ended(await shannon.begun({"fail": {"code": "no_luck", "message": "none"}}))
+    told = msgspec.convert(failed["unified_response"], Unified)
+    assert (told.status, told.result, told.error, told.usage.total_tokens) == ("failed", "", "none", 0)
+    running = await shannon.begun({"ask": "Which?"})
+    assert "unified_response" not in await shannon.until(running, "waiting_for_input")
 
 
 async def test_submitting_to_stream_says_where(shannon: Shannon):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from shannon import AsyncShannonClient, EventType, ShannonClient
+from shannon.errors import AuthenticationError, ConnectionError, PermissionDeniedError
 from shannon.models import Event, TaskStatusEnum
 
 from eventstore.connection import NatsAddress
 from eventstore.events import Json
+from tests.api import DEV
 from tests.dialects.shannon import PREFIX, Shannon, speaking
 from tests.walk.terminal import line_to
 from tests.worker.house import SOON_S
@@ -164,6 +166,27 @@ async def test_the_sdk_is_given_the_bare_address_as_well(shannon: Shannon):
 
 async def test_an_unknown_workflow_has_no_events(sdk: AsyncShannonClient):
     assert await all_of(sdk.stream("task_abc123")) == []
+
+
+async def test_who_may_not_have_a_stream_is_told_so_by_a_poll_at_once_and_by_the_stream_after_its_retries(
+    shannon: Shannon,
+):
+    """The SDK asks again whatever it is answered, but for 404 and 400, which it takes for the end of an empty story."""
+    task_id = await shannon.begun(*WORK)
+    await shannon.api.rooms.tokens.add("tt_writes", DEV, ("tasks:write",))
+    for token, status, error in (
+        ("tt_unknown", 401, AuthenticationError),
+        ("tt_writes", 403, PermissionDeniedError),
+    ):
+        async with line_to(shannon.api.url) as line, AsyncShannonClient(line.url + PREFIX, api_key=token) as sdk:
+            with pytest.raises(error):
+                await sdk.get_status(task_id)
+            with pytest.raises(ConnectionError, match=f"HTTP {status}"):
+                await all_of(sdk.stream(task_id, reconnect=False))
+            before = line.connections
+            with pytest.raises(ConnectionError, match=f"HTTP {status}"):
+                await all_of(sdk.stream(task_id, max_retries=1))
+            assert line.connections - before == 2
 
 
 async def test_the_blocking_client_streams_the_same(shannon: Shannon):

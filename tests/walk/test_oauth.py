@@ -93,6 +93,32 @@ async def test_scopes_are_said_in_several_ways_and_what_we_do_not_know_is_nothin
         assert (await asked(api, issuer.token(claims=said), path)).status_code == code, said
 
 
+async def test_a_token_may_name_its_dialect_by_a_claim(api: Api, issuer: Issuer):
+    path = f"/api/v1/tasks/{await api.begin()}"
+    cases: list[tuple[dict[str, Json], str]] = [
+        ({}, "nanonets"),
+        ({"tasktrail_dialect": "shannon"}, "shannon"),
+        ({"tasktrail_dialect": "nanonets"}, "nanonets"),
+        ({"tasktrail_dialect": "french"}, "nanonets"),
+        ({"tasktrail_dialect": ["shannon"]}, "nanonets"),
+        ({"dialect": "shannon"}, "nanonets"),
+    ]
+    for said, dialect in cases:
+        told = await asked(api, issuer.token(sub="dev", claims=said), path)
+        assert (told.status_code, "workflow_id" in told.json()) == (200, dialect == "shannon"), said
+
+
+async def test_another_claim_names_the_dialect_where_the_settings_say_so(issuer: Issuer, nats_address: NatsAddress):
+    settings = msgspec.structs.replace(issuer.settings, dialect_claim="https://example.org/api")
+    async with running(nats_address, http=HttpSettings(oauth=settings)) as api:
+        path = f"/api/v1/tasks/{await api.begin()}"
+        told = await asked(api, issuer.token(sub="dev", claims={"https://example.org/api": "shannon"}), path)
+        assert "workflow_id" in told.json()
+        assert (
+            "workflow_id" not in (await asked(api, issuer.token(sub="dev", tasktrail_dialect="shannon"), path)).json()
+        )
+
+
 async def test_every_public_key_algorithm_is_verified(api: Api, issuer: Issuer):
     issuer.keys |= {
         "rsa": rsa_key(),

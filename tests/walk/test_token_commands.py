@@ -45,8 +45,9 @@ async def test_a_token_is_printed_once_works_is_listed_and_revoked(nats_address:
         assert row.endswith("  for ci")
         assert token not in listed.out + as_json.out
         known = [json.loads(one) for one in as_json.out.splitlines()]
-        assert [one.get("note", "") for one in known] == ["", "for ci"]
-        assert [one.get("dialect") for one in known] == [None, "shannon"]
+        assert [one["note"] for one in known] == ["", "for ci"]
+        assert [one["dialect"] for one in known] == [None, "shannon"]
+        assert known == (await api.client.get("/admin/tokens")).json()["data"]
 
         token_id = row.split()[0]
         revoked = await tasktrail("tokens", "revoke", token_id, "--nats-url", nats_address.url, env=environment())
