@@ -15,6 +15,7 @@ from app.audit_files import export_log, import_log
 from app.audit_key import audit_key
 from app.audit_sources import Opened, Place, ReadingCommand, opened
 from app.audit_stats import stats
+from app.freezing import run_frozen
 from app.progress import bar
 from app.replies import NotTried
 from app.supervisor import AUDIT_KEY_FILE
@@ -127,7 +128,7 @@ def verify(
       tasktrail audit verify
       tasktrail audit verify --file log.ndjson --key ed25519:MCowBQYDK2VwAyEA... --held checkpoint.json
     """
-    verified = asyncio.run(_verify(place, task_id, frozenset(keys), held))
+    verified = run_frozen(_verify(place, task_id, frozenset(keys), held))
     click.echo(msgspec.json.encode(verified) if as_json else _report(verified, task_id))
     if not verified.good:
         ctx.exit(BAD)

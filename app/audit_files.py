@@ -1,6 +1,5 @@
 """`audit export`, `audit import`: the log into a file, and back into an empty log; either goes on where it stopped."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Generator
@@ -16,6 +15,7 @@ from app import __version__
 from app.asking import BAD, SEQUENCE, TIME
 from app.audit_options import needs
 from app.audit_sources import AuditCommand, Opened, Place, WritingCommand, opened
+from app.freezing import run_frozen
 from app.progress import bar
 from app.replies import ClientError, NotTried
 from app.token_commands import OwnerType
@@ -70,7 +70,7 @@ def export_log(
     with _of_files(output):
         if form == "parquet":
             _check_parquet(output)
-        asyncio.run(_export(place, form, output, selection))
+        run_frozen(_export(place, form, output, selection))
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def import_log(ctx: click.Context, place: Place, file: Path, dispatch: bool) -> 
         # What is no export can't be tried; a line of one that is wrong is a fault.
         export_file = ExportFile.open(file, strict=True)
         try:
-            ctx.exit(asyncio.run(_import(place, export_file, dispatch=dispatch)))
+            ctx.exit(run_frozen(_import(place, export_file, dispatch=dispatch)))
         except BadLine as error:
             click.echo(f"nothing was written: {error}", err=True)
             ctx.exit(BAD)

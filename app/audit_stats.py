@@ -1,6 +1,5 @@
 """`audit stats`: what happened, by day, agent and outcome, as tables, as JSON, and as a plot."""
 
-import asyncio
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 from app.asking import TIME
 from app.audit_options import needs
 from app.audit_sources import Place, ReadingCommand, opened
+from app.freezing import run_frozen
 from app.progress import bar
 from app.replies import NotTried
 from app.token_commands import OwnerType
@@ -51,7 +51,7 @@ def stats(place: Place, plot: Path | None, as_json: bool, **window: datetime | O
         raise click.UsageError("--since is not before --until: nothing can lie between")
     if plot is not None:
         needs("matplotlib", "--plot")
-    figures, what = asyncio.run(_count(place, asked))
+    figures, what = run_frozen(_count(place, asked))
     if plot is not None:
         # Imported here: it takes matplotlib, which is an extra.
         from app.plots import draw

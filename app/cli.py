@@ -227,6 +227,7 @@ async def answer(
 async def until_told(work: Coroutine[object, object, None]) -> None:
     """Until SIGINT or SIGTERM; a second one interrupts the leaving too."""
     running = asyncio.ensure_future(work)
+    asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     with suppress(asyncio.CancelledError):

@@ -1,6 +1,17 @@
 """What a process has after its start, out of the garbage collector's sight."""
 
+import asyncio
 import gc
+from collections.abc import Coroutine
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+
+def run_frozen(work: Coroutine[object, object, Answer]) -> Answer:
+    """asyncio.run for what goes through a whole log: a quarter of its time would be the garbage collector's."""
+    freeze()
+    return asyncio.run(work)
 
 
 def freeze() -> None:

@@ -1,6 +1,5 @@
 """`tasktrail list`, which reads the views over HTTP, and `tasktrail views rebuild`, which builds them anew."""
 
-import asyncio
 import time
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 from app.asking import TIME, ApiCommand, NatsCommand
 from app.checked import checked_views_url
 from app.client import Client, local_in
+from app.freezing import run_frozen
 from app.progress import Show, bar
 from app.replies import NoAddress, NotTried, task_of
 from app.token_commands import connected, replicas_of
@@ -121,7 +121,7 @@ def rebuild(nats: NatsAddress, views_url: str) -> None:
     """
     since = time.monotonic()
     with bar() as show:
-        records = asyncio.run(_rebuild(nats, views_url, show))
+        records = run_frozen(_rebuild(nats, views_url, show))
     seconds = max(time.monotonic() - since, 0.001)
     click.echo(f"the views are built anew: {records:,} records in {seconds:.1f} s, {records / seconds:,.0f} a second")
 

@@ -20,18 +20,18 @@ StepKind = Literal["tool", "effect", "text", "ask", "review", "plan", "inbox", "
 """`tool` and `effect` act on the world; the rest only talk to the user or read what must be the same on a replay."""
 
 
-class Fact(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+class Fact(Struct, frozen=True, gc=False, kw_only=True, tag_field="type", omit_defaults=True):
     """What happened, past tense: never refused, never edited."""
 
 
-class Problem(Struct, frozen=True, kw_only=True):
+class Problem(Struct, frozen=True, gc=False, kw_only=True):
     """Why a step, a run or a task failed: a code for programs, a message for people."""
 
     code: str
     message: str
 
 
-class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Usage(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What a step cost. Tokens are counts; `cost` is in US dollars."""
 
     provider: str | None = None
@@ -41,14 +41,14 @@ class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost: Annotated[float, Meta(ge=0)] = 0.0
 
 
-class PlannedStep(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PlannedStep(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One step that an agent means to take: the tool, and why."""
 
     tool: str
     why: str = ""
 
 
-class FileReference(Struct, frozen=True, kw_only=True):
+class FileReference(Struct, frozen=True, gc=False, kw_only=True):
     """A file that came with the task; its bytes are the blob of this name."""
 
     name: str
@@ -276,7 +276,7 @@ class Checkpoint(Fact, frozen=True, kw_only=True, tag="log.checkpoint"):
     leaves: str = ""
 
 
-class UnknownFact(Struct, frozen=True, kw_only=True, tag_field="type", tag="unknown"):
+class UnknownFact(Struct, frozen=True, gc=False, kw_only=True, tag_field="type", tag="unknown"):
     """A fact whose tag a newer release wrote. Streamed as it is; commands on its task are refused until the upgrade."""
 
     tag: str
@@ -313,7 +313,7 @@ MAX_FACTS = 20_000
 """At most so many facts a task; the last one allowed is an end."""
 
 
-class BlobReference(Struct, frozen=True, kw_only=True):
+class BlobReference(Struct, frozen=True, gc=False, kw_only=True):
     """Where the large fields of a fact are: a JSON object `{field: value}` in the object store.
 
     `name` is the record's id; `sha256` and `bytes` are those of the stored JSON.
@@ -325,7 +325,7 @@ class BlobReference(Struct, frozen=True, kw_only=True):
     fields: tuple[str, ...]
 
 
-class Stamp(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Stamp(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Who, when and why: what every line of the log says beside its fact.
 
     `version` counts the records of one subject from 1, without holes. `previous` is the SHA-256 (hex) of the stored

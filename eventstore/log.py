@@ -169,31 +169,19 @@ def _checked(owner: Owner) -> Owner:
     return owner
 
 
-class Recorded:
+class Recorded(Struct, kw_only=True, eq=False, gc=False):
     """A record that is in the log: with its sequence, whose task it is, and its stored bytes.
 
     `imported`: it came from another log, by an import.
     """
 
-    __slots__ = ("_sha256", "imported", "owner", "record", "sequence", "stored", "task_id")
-
-    def __init__(
-        self,
-        *,
-        sequence: int,
-        owner: Owner,
-        task_id: TaskId,
-        record: Record,
-        stored: bytes,
-        imported: bool = False,
-    ) -> None:
-        self.sequence = sequence
-        self.owner = owner
-        self.task_id = task_id
-        self.record = record
-        self.stored = stored
-        self.imported = imported
-        self._sha256 = ""
+    sequence: int
+    owner: Owner
+    task_id: TaskId
+    record: Record
+    stored: bytes
+    imported: bool = False
+    _sha256: str = ""
 
     @property
     def sha256(self) -> str:
@@ -217,22 +205,17 @@ class SessionRecorded(Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class Arrival:
+class Arrival(Struct, eq=False, gc=False):
     """A message of a stream, not yet decoded (most that a tail sees are of tasks that nobody here attends to).
 
     `deleted`: it is a key-value bucket's mark of a deletion. `imported`: it came from another log, by an import.
     """
 
-    __slots__ = ("deleted", "imported", "sequence", "stored", "subject")
-
-    def __init__(
-        self, sequence: int, subject: str, stored: bytes, *, deleted: bool = False, imported: bool = False
-    ) -> None:
-        self.sequence = sequence
-        self.subject = subject
-        self.stored = stored
-        self.deleted = deleted
-        self.imported = imported
+    sequence: int
+    subject: str
+    stored: bytes
+    deleted: bool = False
+    imported: bool = False
 
     @property
     def sha256(self) -> str:

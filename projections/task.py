@@ -63,7 +63,7 @@ MAX_PARTIAL_TEXT = 32_768
 """Characters of `partial_text` that a view keeps: the tail."""
 
 
-class StepInHand(Struct, frozen=True, kw_only=True):
+class StepInHand(Struct, frozen=True, gc=False, kw_only=True):
     """A step that was started and not yet answered."""
 
     step: int
@@ -72,7 +72,7 @@ class StepInHand(Struct, frozen=True, kw_only=True):
     run: int
 
 
-class Halt(Struct, frozen=True, kw_only=True):
+class Halt(Struct, frozen=True, gc=False, kw_only=True):
     """Who paused or cancelled it, when, and why. `at` is None while the step in hand has not ended."""
 
     by: str
@@ -80,7 +80,7 @@ class Halt(Struct, frozen=True, kw_only=True):
     at: datetime | None
 
 
-class Task(Struct, frozen=True, kw_only=True):
+class Task(Struct, frozen=True, gc=False, kw_only=True):
     """One task as its facts tell it. `sequence`, `version` and `sha256` are those of its last record.
 
     `steps` is the number of finished steps, dense from 0; `text` the text of finished steps, `step_text` that of the

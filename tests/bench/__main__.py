@@ -12,6 +12,7 @@ import click
 import msgspec
 import uvloop
 
+from app.freezing import freeze
 from app.logs import configure_logs
 from tests.bench import audit, views
 from tests.bench.figures import Figure, shown
@@ -28,6 +29,7 @@ BENCHES: dict[str, Bench] = {"rebuild": views.rebuilds, "pages": views.pages, "a
 def bench(names: tuple[str, ...], records: int, output: Path | None) -> None:
     """Measure; without NAMES, everything."""
     configure_logs("error", process="bench")
+    freeze()  # as what is measured does it
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     click.echo(f"{machine}\n")
     figures: list[Figure] = []

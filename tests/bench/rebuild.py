@@ -6,6 +6,7 @@ import time
 
 import uvloop
 
+from app.freezing import freeze
 from app.logs import configure_logs
 from eventstore.connection import Connection, NatsAddress
 from eventstore.jetstream import JetStreamLog
@@ -31,5 +32,6 @@ async def rebuild(nats_url: str, views_url: str) -> float:
 
 if __name__ == "__main__":
     configure_logs("error", process="bench")
+    freeze()
     seconds = uvloop.run(rebuild(*sys.argv[1:]))
     print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # noqa: T201  # what it is for
