@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-import time
 
 import structlog
 from litestar import Litestar, MediaType, Request, Response, get
@@ -15,21 +14,22 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp
 from msgspec import Struct
 
 from app import __version__
 from app.auth import Bearers, credentials
 from app.bounding import Bounding
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
-from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
+from app.front import Front
 from app.limiting import Limiting, Telling
 from app.limits import Budget
-from app.metrics import Metrics, exposition, read_figures
+from app.metrics import exposition, read_figures
 from app.mistakes import of_framework
+from app.observed import Observed
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.rooms import Rooms
@@ -40,7 +40,6 @@ log = structlog.stdlib.get_logger()
 
 EVENT_STREAM = "text/event-stream"
 OUR_STREAMS = re.compile(r"(/tasks/[^/]+)?/events")
-QUIET = ("/health", "/metrics")
 EXPOSED = (
     *("X-Workflow-ID", "X-Session-ID", "X-Trace-ID", "X-Span-ID", "X-Idempotency-Cached", "X-Idempotency-Key"),
     *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
@@ -50,6 +49,10 @@ EXPOSED = (
 """Headers that a page of another origin may read: those that a vendor's browser clients need."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
+
+
+POLLS = (native_routes.POLL, *(vendor.POLL for vendor in VENDORS))
+"""What is answered in front of the framework, where it can be."""
 
 
 class Health(Struct):
@@ -176,53 +179,13 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.bearers), rooms.metrics)
+    told = Tracing(Telling(app, rooms.limits, _told_elsewhere))
+    return Front(Observed(Crossroads(told, rooms.bearers), rooms.metrics), rooms, POLLS)
 
 
 def _told_elsewhere(path: str) -> Budget | None:
     """Niyra tells of a budget on every answer, also where no route is, and MCP's own; the others do not."""
     return "niyra.poll" if niyra_routes.answers_for(path) else None
-
-
-class Observed:
-    """Our own access log and counts around the application; a query string is never written."""
-
-    def __init__(self, app: ASGIApp, figures: Metrics) -> None:
-        self._app = app
-        self._metrics = figures
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, and note status and time."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.monotonic()
-        status = 0
-        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id", b""))
-        scope["state"]["request_id"] = request_id
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = int(message["status"])  # some say it with an enum, which a log would spell out
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            self._metrics.requests.labels(str(status)).inc()
-            if not scope["path"].startswith(QUIET):
-                write = log.debug if scope["method"] == "GET" and status < 400 else log.info
-                took_ms = round((time.monotonic() - began) * 1000, 1)
-                write(
-                    "http.request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    took_ms=took_ms,
-                    request_id=request_id,
-                )
 
 
 def _token_in_query(connection: ASGIConnection) -> str | None:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]  # as above

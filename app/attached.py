@@ -4,6 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, Recorded
 from eventstore.tokens import Dialect
@@ -60,6 +62,18 @@ class Reader:
         return taken
 
 
+class Ready(Struct, frozen=True):
+    """What a plain poll of one version answers, encoded: whole, or unchanged to whoever has it. How long a kind poller
+    waits is part of it: it is said from one time (of the wall clock) until another."""
+
+    version: int
+    body: bytes
+    whole: list[tuple[bytes, bytes]]
+    unchanged: list[tuple[bytes, bytes]]
+    since: float
+    until: float
+
+
 class Attached:
     """One task in memory. `apply` is synchronous and takes no lock; the lock is around decide-and-append only."""
 
@@ -72,6 +86,7 @@ class Attached:
         self.lock = asyncio.Lock()
         self.readers: set[Reader] = set()
         self.bodies: dict[Dialect, bytes] = {}
+        self.ready: dict[Dialect, Ready] = {}
         self.buffer: list[Arrival] | None = None
         self.filling: asyncio.Task[None] | None = None
         self.void = False
@@ -92,6 +107,7 @@ class Attached:
         self.task = evolve(self.task, recorded)
         self._remember(recorded)
         self.bodies.clear()
+        self.ready.clear()
         for reader in self.readers:
             reader.push(recorded)
         self.wake()

@@ -11,7 +11,7 @@ from app.issuer_keys import KeysUnavailable
 from app.oauth import BadAccessToken, Issuer, Vouched, header_of
 from eventstore.events import Owner
 from eventstore.log import LogUnavailable
-from eventstore.tokens import INCLUDED_IN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
+from eventstore.tokens import INCLUDED_IN, MAX_TOKEN, OVER_ALL, PLAN, Dialect, Plan, Scope, Token, Tokens, hashed
 
 Header = Literal["key", "bearer"]
 """Where a token came: `X-API-Key`, or `Authorization: Bearer`."""
@@ -153,6 +153,13 @@ class Bearers:
         if token is None:
             raise NotAuthenticated
         return principal_of(token, secret)
+
+    def at_hand(self, secret: str) -> tuple[Token, Principal] | None:
+        """The token of ours that this is, and its bearer, where that is known without asking anybody; else None."""
+        if len(secret) > MAX_TOKEN or (self._issuer is not None and header_of(secret) is not None):
+            return None
+        token = self._tokens.at_hand(hashed(secret))
+        return None if token is None else (token, principal_of(token, secret))
 
     async def authenticate_once(self, state: dict[str, object], secret: str | None) -> Principal:
         """The same, found out once in the course of a request, whose state this is: to verify a signature is dear."""

@@ -59,10 +59,14 @@ class Telling:
         budget = budget_of(scope) or self._elsewhere(scope["path"].removeprefix(scope["root_path"]))
         if budget is None:
             return []
-        # Whoever was not let in, or asked for nothing that is counted, is told what there is.
-        standings: list[Standing] = scope["state"].get(STANDINGS) or self._limits.untouched(budget)
-        headers = HEADERS[dialect_of(budget)](standings, time.time())
-        return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        return told(self._limits, budget, scope["state"].get(STANDINGS))
+
+
+def told(limits: Limits, budget: Budget, standings: list[Standing] | None) -> list[tuple[bytes, bytes]]:
+    """How a budget's dialect tells of it."""
+    # Whoever was not let in, or asked for nothing that is counted, is told what there is.
+    headers = HEADERS[dialect_of(budget)](standings or limits.untouched(budget), time.time())
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def budget_of(scope: Scope) -> Budget | None:

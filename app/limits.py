@@ -156,22 +156,41 @@ class Limits:
             log.info("limits.refused", token_id=principal.token_id, owner=principal.owner, limit=error.spent.name)
             raise
 
-    async def _draw(self, principal: Principal, budget: Budget) -> list[Standing]:
-        drawn = [
+    def draw_at_once(self, principal: Principal, budget: Budget) -> list[Standing] | None:
+        """As `draw`, where that needs to wait for nobody and is granted; else None, and nothing was counted."""
+        if principal.plan.unlimited:
+            return self.untouched(budget, principal.plan)
+        drawn = self._drawn(principal, budget)
+        if self._is_spent(drawn) or not self._is_within(drawn, [self._share(*pair) for pair in drawn]):
+            return None
+        return self._granted(drawn)
+
+    def _drawn(self, principal: Principal, budget: Budget) -> "_Drawn":
+        return [
             (one, self._find(f"{one.name}:{principal.purse[:32]}", one.per_s))
             for one in self.allowances(budget, principal.plan)
             if one.limit
         ]
+
+    async def _draw(self, principal: Principal, budget: Budget) -> list[Standing]:
+        drawn = self._drawn(principal, budget)
         for _ in range(ROUNDS):
             self._refuse_where_spent(drawn)
             shares = [self._share(one, counted) for one, counted in drawn]
-            if all(share > self._unknown(counted) for share, (_, counted) in zip(shares, drawn, strict=True)):
-                self._count(drawn, 1)
-                return [self._standing(one, counted) for one, counted in drawn]
+            if self._is_within(drawn, shares):
+                return self._granted(drawn)
             if 0 in shares:
                 break
             await self._known()
         return await self._draw_last(drawn)
+
+    def _is_within(self, drawn: "_Drawn", shares: list[int]) -> bool:
+        """Whether this process may grant one more by itself."""
+        return all(share > self._unknown(counted) for share, (_, counted) in zip(shares, drawn, strict=True))
+
+    def _granted(self, drawn: "_Drawn") -> list[Standing]:
+        self._count(drawn, 1)
+        return [self._standing(one, counted) for one, counted in drawn]
 
     async def _draw_last(self, drawn: "_Drawn") -> list[Standing]:
         """One of the last, of which there are fewer than processes: it is granted once all know of it, and none of
@@ -209,8 +228,11 @@ class Limits:
             if self._others is not None:
                 self._others.count(counted.key, number)
 
+    def _is_spent(self, drawn: "_Drawn") -> bool:
+        return any(counted.window.used(self._clock()) >= one.limit for one, counted in drawn)
+
     def _refuse_where_spent(self, drawn: "_Drawn") -> None:
-        if any(counted.window.used(self._clock()) >= one.limit for one, counted in drawn):
+        if self._is_spent(drawn):
             raise RateLimited([self._standing(one, counted) for one, counted in drawn])
 
     def _standing(self, one: Allowance, counted: "_Counted") -> Standing:

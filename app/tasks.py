@@ -219,11 +219,26 @@ class Tasks:
         """
         for _ in range(ATTEMPTS):
             async with self.attach(owner, task_id) as attached:
-                age_s = None if attached.task.ended else await self._freshen(attached)
+                age_s = None if self.is_fresh(attached) else await self._freshen(attached)
                 if attached.void:
                     continue  # while it was made fresh it turned out to be of another life of the log
                 return (attached, age_s) if attached.task.version else (None, None)
         raise LogUnavailable(f"{task_id}: the log changes under the reading")
+
+    def at_hand(self, owner: Owner, task_id: TaskId) -> Attached | None:
+        """The task, if it is in memory and whole; it is as fresh as `is_fresh` says. Raises BadSubject."""
+        subject = task_subject(owner, task_id)
+        attached = self._attached.get(subject)
+        if attached is None or attached.void or attached.filling is not None or not attached.task.version:
+            return None
+        self._attached.move_to_end(subject)
+        return attached
+
+    def is_fresh(self, attached: Attached) -> bool:
+        """Whether nobody needs to be asked before a poll is told what is attached: nothing follows an end."""
+        if attached.task.ended:
+            return True
+        return not self._strict_reads and attached.task.version > 0 and self.tail.proven
 
     async def _freshen(self, attached: Attached) -> int | None:
         try:
@@ -231,7 +246,7 @@ class Tasks:
                 await self.tail.catch_up()
                 if attached.filling is not None:  # what the tail brought did not fit: it is read again
                     await asyncio.shield(attached.filling)
-            elif not self.tail.proven or attached.task.version == 0:
+            else:
                 last = await self.log.last(attached.owner, attached.task_id)
                 if last > attached.task.sequence:
                     await self._read_on(attached)

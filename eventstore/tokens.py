@@ -150,6 +150,14 @@ class Tokens:
                     raise
         return known if known is not None and known.valid(datetime.now(UTC)) else None
 
+    def at_hand(self, key: str) -> Token | None:
+        """The token with this hash, where `find_hashed` would find it without asking anybody; else None."""
+        assert self._tail is not None, "build Tokens with open()"
+        known = self._known.get(key)
+        if known is None or not self._tail.proven:
+            return None
+        return known if known.expires_at is None or known.valid(datetime.now(UTC)) else None
+
     async def add(
         self,
         token: str,

@@ -48,7 +48,7 @@ from app.dialects.nanonets import (
 from app.dialects.nanonets_feed import History, feed, messages
 from app.dialects.native_lists import MAX_WORDS, time_of
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, large_fields, polled
+from app.dialects.polling import Poll, find, large_fields, marks, polled
 from app.feed import Streams
 from app.files import Upload
 from app.problems import Refused
@@ -97,7 +97,7 @@ async def poll_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Ta
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("tasks:read")
     found = await find(tasks, request.user, task_id_said(task_id))
-    return await polled(request, tasks, found, "nanonets", render, _wait)
+    return await polled(request, tasks, found, POLL)
 
 
 @get("/tasks/{task_id:str}/summary")
@@ -229,6 +229,20 @@ async def get_agent(request: Asked, agent: FromPath[str], catalogue: NamedDepend
     one = catalogue.get(agent_named(agent, catalogue))
     assert one is not None, "it was named"
     return Response(msgspec.json.encode(_agent(one)), media_type="application/json")
+
+
+def _marks(task: Task) -> dict[str, str]:
+    return marks(task) | _wait(task)
+
+
+POLL = Poll(
+    dialect="nanonets",
+    scope="tasks:read",
+    budget="nanonets",
+    paths=tuple(f"{PREFIX}{version}/tasks" for version in VERSIONS),
+    render=render,
+    headers=_marks,
+)
 
 
 def routes() -> list[Router]:

@@ -41,7 +41,7 @@ from app.dialects.native_lists import list_tasks, options
 from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, rendered, task_id_asked, wait_until
+from app.dialects.polling import Poll, find, rendered, task_id_asked, wait_until
 from app.feed import OurWords, Streams, TaskStream
 from app.following import PAGE_BYTES, READING
 from app.openapi import PROBLEM
@@ -210,6 +210,20 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
     request.user.need("tasks:read")
     agents = [AgentBody(name=one.name, description=one.description, limit=one.limit) for one in catalogue]
     return AgentList(data=agents)
+
+
+def _plain(task: Task) -> dict[str, str]:
+    return _with_marks(task, {"Cache-Control": "private, no-cache"})
+
+
+POLL = Poll(
+    dialect="native",
+    scope="tasks:read",
+    budget="native",
+    paths=("/tasks",),
+    render=render,
+    headers=_plain,
+)
 
 
 def routes() -> Router:

@@ -23,7 +23,7 @@ from app.dialects.niyra import (
 )
 from app.dialects.niyra_calls import Caller, Calls, Told
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, polled
+from app.dialects.polling import Poll, find, marks, polled
 from app.tasks import Tasks
 from projections.task import Task
 
@@ -80,7 +80,21 @@ async def poll_task(request: Asked, task_id: FromPath[str], tasks: NamedDependen
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("niyra:tasks:read")
     found = await find(tasks, request.user, task_id)
-    return await polled(request, tasks, found, "niyra", render_polled, _pace)
+    return await polled(request, tasks, found, POLL)
+
+
+def _marks(task: Task) -> dict[str, str]:
+    return marks(task) | _pace(task)
+
+
+POLL = Poll(
+    dialect="niyra",
+    scope="niyra:tasks:read",
+    budget="niyra.poll",
+    paths=("/v1/public/tasks", f"{PREFIX}/v1/public/tasks"),
+    render=render_polled,
+    headers=_marks,
+)
 
 
 def routes() -> list[Router]:

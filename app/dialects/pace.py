@@ -1,6 +1,7 @@
 """How long a kind poller waits before it asks again."""
 
 from datetime import UTC, datetime
+from math import inf
 
 from projections.task import Status, Task
 
@@ -26,6 +27,14 @@ def poll_after_s(task: Task, at: datetime | None) -> float | None:
     began = task.created_at
     taken_s = 0.0 if began is None or at is None else (at - began).total_seconds()
     return min(LONGEST_S, max(LEAST_S.get(task.status, 1.0), float(int(taken_s * SHARE))))
+
+
+def steady_until(task: Task, at: datetime) -> float:
+    """The time (of the wall clock, in seconds) until which who asks is told the same as at that time."""
+    if task.ended or task.created_at is None:
+        return inf
+    taken_s = max(0.0, (at - task.created_at).total_seconds())
+    return inf if taken_s * SHARE >= LONGEST_S else task.created_at.timestamp() + (int(taken_s * SHARE) + 1) / SHARE
 
 
 def retry_after(task: Task, *, least_s: float = 0.0, now: datetime | None = None) -> dict[str, str]:

@@ -1,21 +1,38 @@
 """A task as somebody asks for it: found, waited for, and rendered once for all who ask."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from litestar import Response
+from msgspec import Struct
 
-from app.attached import Attached
+from app.attached import Attached, Ready
 from app.auth import Principal
 from app.bounding import held_by
 from app.bounds import Held
 from app.dialects.asked import Asked, known_versions
 from app.dialects.native import task_id_of
+from app.dialects.pace import steady_until
+from app.limits import Budget
 from app.problems import NotFound
 from app.tasks import Tasks
 from eventstore.events import TaskId
-from eventstore.tokens import Dialect
+from eventstore.tokens import Dialect, Scope
 from projections.task import Task
+
+
+class Poll(Struct, frozen=True, kw_only=True):
+    """How a dialect answers who polls a task: its route and front.py both go by it. `paths` are what comes before the
+    task's id; `headers` are those of an answer that is fresh."""
+
+    dialect: Dialect
+    scope: Scope
+    budget: Budget | None
+    paths: tuple[str, ...]
+    render: Callable[[Task, Mapping[str, object]], bytes]
+    headers: Callable[[Task], dict[str, str]]
 
 
 async def find(tasks: Tasks, principal: Principal, text: str) -> tuple[Attached, int | None]:
@@ -47,25 +64,42 @@ async def wait_until(tasks: Tasks, task: Task, satisfied: Callable[[Task], bool]
                 return attached.task
 
 
-async def polled(
-    request: Asked,
-    tasks: Tasks,
-    found: tuple[Attached, int | None],
-    dialect: Dialect,
-    render: Callable[[Task, Mapping[str, object]], bytes],
-    headers: Callable[[Task], dict[str, str]],
-) -> Response[bytes]:
+async def polled(request: Asked, tasks: Tasks, found: tuple[Attached, int | None], poll: Poll) -> Response[bytes]:
     """What a vendor's poll of a task answers, as `find` found it: its body, or 304 to whoever knows its version.
     Raises NoRoom, LogUnavailable, BlobDamaged."""
     attached, age_s = found
     task = attached.task
-    told = {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'} | headers(task)
+    told = poll.headers(task)
     if age_s is not None:
         told["Age"] = str(age_s)
     if task.version in known_versions(request, task):
         return Response(b"", status_code=304, headers=told, media_type=None)
-    body = await rendered(held_by(request.scope), tasks, attached, task, dialect, render)
+    body = await rendered(held_by(request.scope), tasks, attached, task, poll.dialect, poll.render)
     return Response(body, headers=told, media_type="application/json")
+
+
+def marks(task: Task) -> dict[str, str]:
+    """What every vendor's poll says of a version."""
+    return {"Cache-Control": "private, no-cache", "ETag": f'"{task.version}"'}
+
+
+def ready(attached: Attached, poll: Poll) -> Ready | None:
+    """What a plain poll of the task answers now, made once; None: its body is large, and not kept."""
+    now = time.time()
+    known = attached.ready.get(poll.dialect)
+    if known is not None and known.since <= now < known.until:
+        return known
+    task = attached.task
+    if task.blobs:
+        return None
+    body = attached.bodies.get(poll.dialect)
+    if body is None:
+        body = attached.bodies[poll.dialect] = poll.render(task, {})
+    until = steady_until(task, datetime.fromtimestamp(now, UTC))
+    headers = [(name.lower().encode(), value.encode()) for name, value in poll.headers(task).items()]
+    kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    made = attached.ready[poll.dialect] = Ready(task.version, body, headers + kind, headers, now, until)
+    return made
 
 
 async def large_fields(held: Held, tasks: Tasks, task: Task) -> Mapping[str, object]:

@@ -24,7 +24,7 @@ from app.dialects import (
 from app.dialects.asked import Asked, cause_of
 from app.dialects.budgets import shannon_refusal
 from app.dialects.pace import retry_after
-from app.dialects.polling import find, polled
+from app.dialects.polling import Poll, find, marks, polled
 from app.dialects.shannon import (
     RETRY_AFTER_S,
     Streamable,
@@ -99,11 +99,21 @@ async def get_task(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tas
     """One task. `If-None-Match` with its ETag gives 304; `Retry-After` is how long a kind poller waits."""
     request.user.need("tasks:read")
     found = await find(tasks, request.user, checked_id(task_id))
-    return await polled(request, tasks, found, "shannon", render, _marks)
+    return await polled(request, tasks, found, POLL)
 
 
 def _marks(task: Task) -> dict[str, str]:
-    return {"X-Workflow-ID": str(task.task_id)} | retry_after(task, least_s=RETRY_AFTER_S)
+    return marks(task) | {"X-Workflow-ID": str(task.task_id)} | retry_after(task, least_s=RETRY_AFTER_S)
+
+
+POLL = Poll(
+    dialect="shannon",
+    scope="tasks:read",
+    budget=None,
+    paths=(f"{PREFIX}/api/v1/tasks",),
+    render=render,
+    headers=_marks,
+)
 
 
 @get("/openapi.json", opt=shannon_about.OPEN)
