@@ -14,12 +14,17 @@ import uvloop
 
 from app.freezing import freeze
 from app.logs import configure_logs
-from tests.bench import audit, views
+from tests.bench import audit, polls, views
 from tests.bench.figures import Figure, shown
 from tests.projections.databases import Cluster, cluster, programs
 
 Bench = Callable[[Path, int, Cluster | None], Awaitable[list[Figure]]]
-BENCHES: dict[str, Bench] = {"rebuild": views.rebuilds, "pages": views.pages, "audit": audit.replays}
+BENCHES: dict[str, Bench] = {
+    "rebuild": views.rebuilds,
+    "pages": views.pages,
+    "audit": audit.replays,
+    "polls": polls.polls,
+}
 
 
 @click.command()

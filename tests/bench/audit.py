@@ -12,29 +12,32 @@ import httpx
 import msgspec
 
 from eventstore.connection import Connection, NatsAddress
-from eventstore.tokens import Tokens, new_token
+from eventstore.tokens import Scope, Tokens, new_token
 from tests.bench.figures import Figure
 from tests.bench.records import OWNER
 from tests.bench.views import bare_reading, filled, rounds
 from tests.projections.databases import Cluster
 from tests.walk.serving import free_port
 
+QUIET = ("--log-level", "error")
 FORMS = {"NDJSON": "application/x-ndjson", "SSE": "text/event-stream"}
 
 
 @asynccontextmanager
-async def serving(nats: NatsAddress) -> AsyncGenerator[tuple[str, str]]:
-    """An API process; its URL, and a token that hears everything."""
+async def serving(
+    nats: NatsAddress, *options: str, scopes: tuple[Scope, ...] = ("audit", "audit:all")
+) -> AsyncGenerator[tuple[str, str]]:
+    """An API process; its URL, and a token that hears everything, or has these scopes."""
     connection = await Connection.open(nats, "bench")
     tokens = await Tokens.open(connection)
     token = new_token()
-    await tokens.add(token, OWNER, ("audit", "audit:all"))
+    await tokens.add(token, OWNER, scopes)
     await tokens.close()
     await connection.close()
     url = f"http://127.0.0.1:{free_port()}"
     port = str(urlsplit(url).port)
     api = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "api", "--nats-url", nats.url, "--port", port, "--log-level", "error")
+        *(sys.executable, "-m", "app", "api", "--nats-url", nats.url, "--port", port, *(options or QUIET))
     )
     try:
         async with asyncio.timeout(30), httpx.AsyncClient(base_url=url) as client:

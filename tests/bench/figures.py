@@ -12,7 +12,8 @@ Than = Literal["at least", "under"]
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """One result: the runs' values, their unit, the aim. `share_of`: what it is a ratio to, taken in the same run."""
+    """One result: the runs' values, their unit, the aim. `share_of`: what it is a ratio to, taken in the same run.
+    `missing`: why there are no values."""
 
     name: str
     values: list[float]
@@ -20,6 +21,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     share_of: str = ""
     aim: float | None = None
     than: Than = "at least"
+    missing: str = ""
 
     @property
     def median(self) -> float:
@@ -29,7 +31,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     @property
     def reached(self) -> bool | None:
         """Whether the aim is; None where there is none."""
-        if self.aim is None:
+        if self.aim is None or self.missing:
             return None
         return self.median >= self.aim if self.than == "at least" else self.median < self.aim
 
@@ -39,10 +41,12 @@ def shown(figures: Sequence[Figure]) -> str:
     rows = [
         (
             one.name,
-            f"{_number(one.median)} {one.unit}".rstrip(),
+            one.missing or f"{_number(one.median)} {one.unit}".rstrip(),
             f"{_number(min(one.values))} to {_number(max(one.values))}" if len(one.values) > 1 else "",
             one.share_of and f"of {one.share_of}",
-            "" if one.aim is None else f"{one.than} {_number(one.aim)}: {'reached' if one.reached else 'NOT reached'}",
+            ""
+            if one.reached is None
+            else f"{one.than} {_number(one.aim or 0)}: {'' if one.reached else 'NOT '}reached",
         )
         for one in figures
     ]
