@@ -36,11 +36,13 @@ MAX_BEARERS = 10_000
 
 
 class _Bearer(Struct, frozen=True):
-    """Who comes with these credentials, as long as their token is this very one; `vendor`: whose words they want."""
+    """Who comes with these credentials, as long as their token is this very one; `vendor`: whose words they want where
+    vendors share paths. `polls`: the dialects in which they may."""
 
     token: Token
     principal: Principal
     vendor: Vendor
+    polls: frozenset[Dialect]
 
 
 class _Wish(Struct, frozen=True):
@@ -95,7 +97,7 @@ class Front:
             return None
         poll = self._polls.get(path) or self._shared[path][bearer.vendor]
         task_id = task_id_of(text)
-        if task_id is None or not bearer.principal.may(poll.scope):
+        if task_id is None or poll.dialect not in bearer.polls:
             return None
         attached = self._rooms.tasks.at_hand(bearer.principal.owner, task_id)
         if attached is None:
@@ -123,7 +125,10 @@ class Front:
         token, principal = found
         if len(self._bearers) >= MAX_BEARERS:
             self._bearers.clear()
-        bearer = self._bearers[key] = _Bearer(token, principal, meant(header, principal.dialect))
+        polls: frozenset[Dialect] = frozenset(
+            poll.dialect for poll in self._polls.values() if principal.may(poll.scope)
+        )
+        bearer = self._bearers[key] = _Bearer(token, principal, meant(header, principal.dialect), polls)
         return bearer
 
     async def _is_fresh(self, wish: _Wish) -> bool:

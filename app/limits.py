@@ -131,6 +131,8 @@ class Limits:
 
     def allowances(self, budget: Budget, plan: Plan = PLAN) -> list[Allowance]:
         """What a token of that plan may draw."""
+        if plan.multiplier == 1 and not plan.limits:
+            return list(self._allowances[budget])
         return [
             Allowance(one.name, plan.limits.get(one.name, one.limit * plan.multiplier), one.per_s)
             for one in self._allowances[budget]

@@ -74,6 +74,7 @@ class Metrics:
             "streams_cut", "Streams and audit feeds cut off before their end, by reason", "why", in_api
         )
         self.requests = _counter("http_requests", "HTTP answers, by status; 0: the client left first", "status", in_api)
+        self._answers: dict[int, Counter] = {}
         self.limited = _counter("requests_limited", "Requests refused by a token's limit", "dialect", in_api)
         self.runs = _counter("runs_begun", "Runs begun", "agent", in_worker)
         self.failed_runs = _counter(
@@ -87,6 +88,13 @@ class Metrics:
             "sweeps_with_finds", "Sweeps that found lost work, and offered it again", None, in_projector
         )
         self.timers_fired = _counter("timers_fired", "Deadlines and retries that fell due", "kind", in_projector)
+
+    def answered(self, status: int) -> None:
+        """Count an answer."""
+        counter = self._answers.get(status)
+        if counter is None:  # to look it up by its label takes longer than to count
+            counter = self._answers[status] = self.requests.labels(str(status))
+        counter.inc()
 
     def appended(self, recorded: Recorded | SessionRecorded) -> None:
         """Count a fact."""

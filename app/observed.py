@@ -45,7 +45,7 @@ class Observed:
 
 def note(figures: Metrics, scope: HTTPScope, status: int, began: float, request_id: str) -> None:
     """Count an answer to a request that came at this time of the monotonic clock, and write its line."""
-    figures.requests.labels(str(status)).inc()
+    figures.answered(status)
     if not scope["path"].startswith(QUIET):
         write = log.debug if scope["method"] == "GET" and status < 400 else log.info
         took_ms = round((time.monotonic() - began) * 1000, 1)
