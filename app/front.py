@@ -64,6 +64,7 @@ class Front:
         self._bearers: dict[bytes, _Bearer] = {}
         by_dialect: dict[Dialect, Poll] = {poll.dialect: poll for poll in polls}
         self._polls = {self._root_path + path: poll for poll in by_dialect.values() for path in poll.paths}
+        self._bare = tuple(self._root_path + path for path in BARE)
         self._shared: dict[str, dict[Dialect, Poll]] = {}
         for path in BARE:
             whose = claimed("GET", f"{path}/task")
@@ -131,6 +132,10 @@ class Front:
         bearer = self._bearers[key] = _Bearer(token, principal, meant(header, principal.dialect), polls)
         return bearer
 
+    def _as_routed(self, path: str) -> str:
+        """As the framework leaves it for the log: without our root, but for the paths that vendors share."""
+        return path if path.startswith(self._bare) else path.removeprefix(self._root_path)
+
     async def _is_fresh(self, wish: _Wish) -> bool:
         """Have it as fresh as a poll has to be; the question for it is shared with all who ask now."""
         tasks, attached = self._rooms.tasks, wish.attached
@@ -166,5 +171,5 @@ class Front:
             body = b"" if unchanged else answer.body
             await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
-            note(self._rooms.metrics, scope, status, began, request_id)
+            note(self._rooms.metrics, "GET", self._as_routed(scope["path"]), status, began, request_id)
         return True

@@ -3,7 +3,7 @@
 import time
 
 import structlog
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dialects.asked import request_id_of
 from app.metrics import Metrics
@@ -40,19 +40,19 @@ class Observed:
         try:
             await self._app(scope, receive, noting)
         finally:
-            note(self._metrics, scope, status, began, request_id)
+            note(self._metrics, scope["method"], scope["path"], status, began, request_id)
 
 
-def note(figures: Metrics, scope: HTTPScope, status: int, began: float, request_id: str) -> None:
+def note(figures: Metrics, method: str, path: str, status: int, began: float, request_id: str) -> None:
     """Count an answer to a request that came at this time of the monotonic clock, and write its line."""
     figures.answered(status)
-    if not scope["path"].startswith(QUIET):
-        write = log.debug if scope["method"] == "GET" and status < 400 else log.info
+    if not path.startswith(QUIET):
+        write = log.debug if method == "GET" and status < 400 else log.info
         took_ms = round((time.monotonic() - began) * 1000, 1)
         write(
             "http.request",
-            method=scope["method"],
-            path=scope["path"],
+            method=method,
+            path=path,
             status=status,
             took_ms=took_ms,
             request_id=request_id,

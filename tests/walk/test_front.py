@@ -211,6 +211,8 @@ async def test_the_front_answers_what_the_framework_does_to_odd_requests(behind:
     task_id = await behind.api.begin(start_run(1))
     answered = 0
     for path, odd in product(PATHS, ODD):
+        if path.endswith("/events"):
+            continue  # a stream, which does not end
         where = filled(path, task_id, "task_01a20203-a68a-7033-bde7-c37c65e41c2e")
         answered += await behind.same(Wish(where, bearing("tt_all", *odd)))
     for path, query in product(PATHS[:15], (b"at=1", b"x", b"token=tt_all", b"&", b"%", b"api_key=tt_all")):
@@ -241,15 +243,16 @@ async def test_an_answer_that_is_written_in_pieces_is_the_frameworks(behind: Beh
 
 async def test_both_count_and_log_an_answer_in_the_same_way(behind: Behind):
     task_id = await behind.api.begin()
-    wish = Wish(f"/tasks/{task_id}", bearing("tt_all", (b"x-request-id", b"mine")))
-    seen: list[list[dict[str, object]]] = []
-    for app in (behind.front, behind.app):
-        before = behind.api.metric("http_requests_total", status="200")
-        with capture_logs() as logs:
-            await asked(app, behind.api, wish)
-        seen.append([{**one, "took_ms": 0} for one in logs])
-        assert behind.api.metric("http_requests_total", status="200") == before + 1
-    assert seen[0] == seen[1]
+    for path in PATHS[7:15]:
+        wish = Wish(filled(path, task_id, ""), bearing("tt_all", (b"x-request-id", b"mine")))
+        seen: list[list[dict[str, object]]] = []
+        for app in (behind.front, behind.app):
+            before = behind.api.metric("http_requests_total", status="200")
+            with capture_logs() as logs:
+                await asked(app, behind.api, wish)
+            seen.append([{**one, "took_ms": 0} for one in logs])
+            assert behind.api.metric("http_requests_total", status="200") == before + 1
+        assert seen[0] == seen[1]
     assert behind.handed_over == 0
 
 
