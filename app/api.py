@@ -26,6 +26,7 @@ from app.dialects.asked import request_id_of
 from app.dialects.crossroads import Crossroads
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
+from app.heads import Heads
 from app.limiting import Limiting, Telling
 from app.limits import Budget
 from app.metrics import Metrics, exposition, read_figures
@@ -46,8 +47,10 @@ EXPOSED = (
     *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
     *("X-RateLimit-Limit-Minute", "X-RateLimit-Remaining-Minute"),
     *("X-RateLimit-Limit-Hour", "X-RateLimit-Remaining-Hour"),
+    *("ETag", "Location", "Age", "Link", "Preference-Applied", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy"),
+    *("WWW-Authenticate", "Tasktrail-Last-Sequence", "X-Request-ID"),
 )
-"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+"""Headers that a page of another origin may read: all that its answers have and a client needs."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
@@ -176,7 +179,8 @@ def build(rooms: Rooms) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Observed(Crossroads(Tracing(Telling(app, rooms.limits, _told_elsewhere)), rooms.bearers), rooms.metrics)
+    told = Tracing(Telling(app, rooms.limits, _told_elsewhere))
+    return Observed(Heads(Crossroads(told, rooms.bearers)), rooms.metrics)
 
 
 def _told_elsewhere(path: str) -> Budget | None:

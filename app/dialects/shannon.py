@@ -137,6 +137,12 @@ def mode_of(task: Task) -> str:
     return f"EXECUTION_MODE_{MODES.get(task.mode or '', 'STANDARD')}"
 
 
+def short_mode_of(task: Task) -> str:
+    """The same word as it was submitted; empty where none was, or another API began the task."""
+    mode = task.mode or ""
+    return mode if mode in MODES or mode == "supervisor" else ""
+
+
 def query_of(task: Task, large: Mapping[str, object]) -> str:
     """What was asked. What another API was asked in JSON is that JSON; of a list's large one the title is left."""
     asked = large.get("input", task.input)

@@ -156,6 +156,8 @@ async def decide(request: Asked, tasks: NamedDependency[Tasks]) -> Response[byte
     except NotFound as error:
         raise missing from error
     success, message = True, "Approval decision sent"
+    if body.approved is None:
+        message = "Refusal sent: `approved` is missing, which means no"
     if isinstance(done, Rejected):
         before = await _decided(request, tasks, task_id, step)
         if before is None:

@@ -329,6 +329,15 @@ async def test_a_page_of_another_origin_may_read_what_the_vendors_may(api: Api):
     exposed = answer.headers["Access-Control-Expose-Headers"].lower()
     assert "x-session-id" in exposed
     assert "x-trace-id" in exposed
+    # And what a poll of our own or of the others needs: every header of an answer that is not the browser's own.
+    created = await api.client.post("/tasks", json={}, headers={"Origin": "https://page.example"})
+    polled = await api.client.get(created.headers["Location"], headers={"Origin": "https://page.example"})
+    for answer in (created, polled):
+        own = {"date", "server", "vary", "content-length", "content-type", "cache-control", "x-content-type-options"}
+        said = {name for name in answer.headers if not name.startswith("access-control-")} - own
+        exposed = {one.strip() for one in answer.headers["Access-Control-Expose-Headers"].lower().split(",")}
+        assert said - exposed == set()
+    assert "etag" in polled.headers
 
 
 async def test_a_poll_that_knows_the_version_costs_no_body(api: Api):
