@@ -10,6 +10,7 @@ from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
 from litestar.openapi import OpenAPIConfig
@@ -35,6 +36,7 @@ from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.rooms import Rooms
 from app.sessions import Sessions
+from app.uploads import over
 from eventstore.checkpointing import Signer
 
 log = structlog.stdlib.get_logger()
@@ -122,7 +124,12 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
 
 def _in_our_words(error: Exception, handler: object) -> Exception:
     """What the framework found wrong with what a route was sent."""
-    return of_framework(error, handler.signature_model) if isinstance(handler, HTTPRouteHandler) else error
+    if not isinstance(handler, HTTPRouteHandler):
+        return error
+    most = handler.resolve_request_max_body_size()
+    if isinstance(error, RequestEntityTooLarge) and most is not None:
+        return over(most)
+    return of_framework(error, handler.signature_model)
 
 
 def build(rooms: Rooms) -> ASGIApp:

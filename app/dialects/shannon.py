@@ -98,8 +98,6 @@ def refusal_of(error: Exception) -> tuple[int, Refused, dict[str, str]]:
             return 404, Refused(error="Task not found" if isinstance(error, NotFound) else "404 page not found"), {}
         case 408:
             return 400, Refused(error=f"Invalid request body: {problem.detail}"), headers
-        case 413:
-            text = "Request body too large"
         case 500:
             text = "Internal server error"
         case _:
