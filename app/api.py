@@ -31,7 +31,7 @@ from app.heads import Heads
 from app.limiting import Limiting, Telling
 from app.limits import Budget
 from app.metrics import Metrics, exposition, read_figures
-from app.mistakes import of_framework
+from app.mistakes import of_framework, read_in_line
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.rooms import Rooms
@@ -135,6 +135,7 @@ def _in_our_words(error: Exception, handler: object) -> Exception:
 def build(rooms: Rooms) -> ASGIApp:
     """The ASGI application."""
     http = rooms.http
+    read_in_line()
 
     def given(room: object) -> Provide:
         return Provide(lambda: room, sync_to_thread=False)

@@ -8,7 +8,8 @@ from types import FrameType
 
 import uvicorn
 from litestar.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.feed import ABORT
 from app.rooms import Rooms
@@ -30,6 +31,7 @@ class Protocol(HttpToolsProtocol):
     they ask. Who has said all waits for as long as the answer takes; between requests `timeout_keep_alive` counts."""
 
     _patience: TimerHandle | None = None
+    _answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         """Somebody is there."""
@@ -40,6 +42,10 @@ class Protocol(HttpToolsProtocol):
         """Nobody is there any more."""
         self._expect_nothing()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn tells only the last of several requests that came at once, which has not begun yet.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """A piece of a request, or several requests."""
@@ -82,6 +88,10 @@ class Protocol(HttpToolsProtocol):
         """All of the request is here."""
         self._expect_nothing()
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, app)
+        self._answering = cycle
 
     def _expect(self, silence_s: float, in_all_s: float) -> None:
         self._expect_nothing()

@@ -21,8 +21,9 @@ class _Version(Struct):
 
 
 class _Wish(Struct):
-    """A request or a notification."""
+    """A request, or, without an id, a notification, to which nobody waits for an answer."""
 
+    id: str | int | UnsetType = UNSET
     params: dict[str, object] | None = None
 
 

@@ -1,6 +1,7 @@
 """Whatever is wrong in a body, in every dialect: a 400 in its shape that names the field and says what is wanted, in
 words that are no library's."""
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
 from typing import Annotated
@@ -136,6 +137,23 @@ async def test_what_is_missing_and_what_is_one_too_many_is_named(api: Api):
         assert (answer.status_code, told in answer.text) == (400, True), answer.text
 
 
+@pytest.mark.parametrize("place", [" - at `$.x", "`$.x"])
+async def test_a_field_whose_name_is_a_thousand_places_holds_up_nobody(api: Api, place: str):
+    # Each of them would begin a look at all the rest: minutes, in which this process would answer nobody.
+    name = place * (900_000 // len(place)) + "\n"
+    async with asyncio.timeout(30):
+        answer = await api.client.post("/tasks", json={"input": "x", name: 1})
+    assert answer.status_code == 400
+    assert "there is no such field; there are: agent, " in answer.text
+    assert len(answer.content) < 1_000
+
+
+async def test_a_word_that_looks_like_a_place_is_none(api: Api):
+    body = {"instruction": "x", "approval_mode": " - at `$.x" * 9_000}
+    answer = await api.client.post("/v1/public/execute", json=body)
+    assert answer.json()["error_description"] == "approval_mode: must be one of auto, confirm, dry_run, or null"
+
+
 async def test_a_program_finds_each_mistake_by_its_field(api: Api):
     answer = await api.client.post("/tasks", json={"max_failures": "many"})
     assert answer.json()["errors"] == [
@@ -170,6 +188,14 @@ async def test_what_is_no_message_of_mcp_is_refused_in_the_same_words(api: Api):
         answer = await api.client.post("/mcp", content=content, headers=BY_HAND)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
         assert not LIBRARY.search(answer.text), answer.text
+
+
+async def test_a_call_whose_id_is_none_is_refused_for_somebody_waits_for_its_answer(api: Api):
+    for id in (None, True, 1.5, [1]):
+        message: dict[str, Json] = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "niyra_ask"}}
+        answer = await api.client.post("/mcp", json=message, headers=BY_HAND)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32_600), answer.text
+        assert "id: must be a string, or a whole number" in answer.text
 
 
 async def call(api: Api, params: Json) -> httpx.Response:
