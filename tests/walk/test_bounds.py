@@ -189,7 +189,7 @@ FORM = ("/nanonets/v1/agents/simulator/run", MULTIPART)
 async def half(api: Api, path: str, kind: str, length: int | None) -> Wire:
     """Somebody who said how much they would send (None: who does not say), and sends a little of it."""
     size = {"Transfer-Encoding": "chunked"} if length is None else {"Content-Length": str(length)}
-    headers = {"Authorization": f"Bearer {api.token}", "Content-Type": kind, "Accept": "application/json", **size}
+    headers = {"Authorization": f"Bearer {api.token}", "Content-Type": kind, "Accept": "*/*", **size}
     wire = await Wire.ask(api.url, path, headers, method="POST")
     wire.writer.write(b'{"input": "' if length else b'b\r\n{"input": "\r\n')
     return wire
