@@ -9,6 +9,7 @@ from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
 from litestar.openapi import OpenAPIConfig
@@ -25,15 +26,17 @@ from app.dialects.crossroads import Crossroads
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_tracing import Tracing
 from app.front import Front
+from app.heads import Heads
 from app.limiting import Limiting, Telling
 from app.limits import Budget
 from app.metrics import exposition, read_figures
-from app.mistakes import of_framework
+from app.mistakes import of_framework, read_in_line
 from app.observed import Observed
 from app.openapi import OurSchemas
 from app.problems import MEDIA_TYPE, encode, problem_of
 from app.rooms import Rooms
 from app.sessions import Sessions
+from app.uploads import over
 from eventstore.checkpointing import Signer
 
 log = structlog.stdlib.get_logger()
@@ -45,8 +48,10 @@ EXPOSED = (
     *("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
     *("X-RateLimit-Limit-Minute", "X-RateLimit-Remaining-Minute"),
     *("X-RateLimit-Limit-Hour", "X-RateLimit-Remaining-Hour"),
+    *("ETag", "Location", "Age", "Link", "Preference-Applied", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy"),
+    *("WWW-Authenticate", "Tasktrail-Last-Sequence", "X-Request-ID"),
 )
-"""Headers that a page of another origin may read: those that a vendor's browser clients need."""
+"""Headers that a page of another origin may read: all that its answers have and a client needs."""
 VENDORS = (niyra_routes, shannon_routes, nanonets_routes)
 """The dialects that are not ours; each has `routes`, and its own words for errors."""
 
@@ -122,12 +127,18 @@ def on_error(request: Request[object, object, State], error: Exception) -> Respo
 
 def _in_our_words(error: Exception, handler: object) -> Exception:
     """What the framework found wrong with what a route was sent."""
-    return of_framework(error, handler.signature_model) if isinstance(handler, HTTPRouteHandler) else error
+    if not isinstance(handler, HTTPRouteHandler):
+        return error
+    most = handler.resolve_request_max_body_size()
+    if isinstance(error, RequestEntityTooLarge) and most is not None:
+        return over(most)
+    return of_framework(error, handler.signature_model)
 
 
 def build(rooms: Rooms) -> ASGIApp:
     """The ASGI application."""
     http = rooms.http
+    read_in_line()
 
     def given(room: object) -> Provide:
         return Provide(lambda: room, sync_to_thread=False)
@@ -180,7 +191,7 @@ def build(rooms: Rooms) -> ASGIApp:
         logging_config=None,
     )
     told = Tracing(Telling(app, rooms.limits, _told_elsewhere))
-    return Front(Observed(Crossroads(told, rooms.bearers), rooms.metrics), rooms, POLLS)
+    return Front(Observed(Heads(Crossroads(told, rooms.bearers)), rooms.metrics), rooms, POLLS)
 
 
 def _told_elsewhere(path: str) -> Budget | None:

@@ -59,6 +59,8 @@ def held_by(scope: Scope) -> Held:
 async def _counted(scope: Scope, receive: Receive, body: Held) -> Receive:
     """`receive`, with room for what it brings: all of it before the first byte is read, where its length is said. (Many
     halves would fill the room, and none of them come to its end.)"""
+    if scope["type"] == "http" and scope["method"] == "GET":
+        return receive  # nobody keeps what comes, and a stream would hold room for it as long as it lasts
     said = dict(scope["headers"])
     length = said.get(b"content-length", b"")
     if length:

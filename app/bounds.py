@@ -17,7 +17,7 @@ PATIENCE_S = 5.0
 MAX_WAITING = 256
 """So many of them do; whoever comes later is told at once."""
 OF_ONE_OWNER = 4
-"""One owner's share is a quarter: nobody keeps all others out."""
+"""One owner's share is a quarter, of the room and of the places to wait for it: nobody keeps all others out."""
 MAX_INLINE = 256 * 1024
 """Bytes of a record, or of a task in the views, about; what is larger is a blob."""
 LARGEST_ANSWER = 32 * MIB
@@ -63,7 +63,7 @@ class Bound:
         waiting = _Waiting(principal.owner, size, self.share_of(principal), asyncio.get_running_loop().create_future())
         if self._grants(waiting):
             return
-        if len(self._waiting) < MAX_WAITING:
+        if self._may_wait(principal.owner):
             self._waiting.append(waiting)
             await self._wait(waiting)
         if not waiting.granted.done():
@@ -79,6 +79,10 @@ class Bound:
         # Not strictly in turn: who waits for much, or for others of the same owner, keeps nobody else waiting.
         if self._waiting:
             self._waiting = deque(waiting for waiting in self._waiting if not self._grants(waiting))
+
+    def _may_wait(self, owner: Owner) -> bool:
+        of_owner = sum(waiting.owner == owner for waiting in self._waiting)
+        return len(self._waiting) < MAX_WAITING and of_owner < MAX_WAITING // OF_ONE_OWNER
 
     async def _wait(self, waiting: _Waiting) -> None:
         waited = False

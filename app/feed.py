@@ -161,8 +161,8 @@ class TaskStream:
 
     async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
         telling, carrier = self._telling, self._carrier
-        await carrier.open(send)
         try:
+            await carrier.open(send)
             await carrier.carry(send, [telling.opening])
             start = await telling.start(attached)
             pages = self._tasks.follow(attached, reader, after=start.after, genuine=start.genuine)

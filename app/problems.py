@@ -134,8 +134,8 @@ RETRY_AFTER_S: dict[str, int] = {
     "too_many_streams": 5,
     "no_room": 2,
 }
-TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 413: "Too large", 500: "A fault of ours"}
-CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 500: "internal_error"}
+TITLES = {400: "Bad request", 404: "Not found", 405: "Method not allowed", 500: "A fault of ours"}
+CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 500: "internal_error"}
 
 
 def problem_of(error: Exception) -> tuple[ProblemDetails, dict[str, str]]:

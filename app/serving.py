@@ -8,7 +8,8 @@ from types import FrameType
 
 import uvicorn
 from litestar.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.feed import ABORT
 from app.rooms import Rooms
@@ -31,6 +32,7 @@ class Protocol(HttpToolsProtocol):
 
     _patience: TimerHandle | None = None
     _expecting = False
+    _answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         """Somebody is there."""
@@ -43,6 +45,10 @@ class Protocol(HttpToolsProtocol):
         if self._patience:
             self._patience.cancel()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn tells only the last of several requests that came at once, which has not begun yet.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """A piece of a request, or several requests."""
@@ -85,6 +91,10 @@ class Protocol(HttpToolsProtocol):
         """All of the request is here."""
         self._expect_nothing()
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, app)
+        self._answering = cycle
 
     def _expect(self, silence_s: float, in_all_s: float) -> None:
         self._expecting = True

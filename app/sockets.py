@@ -8,6 +8,8 @@ from websockets.http11 import Request
 
 from app.feed import ABORT
 
+NO_SOCKET = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
 
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's, which lets an application drop its connection (feed.py says why)."""
@@ -17,6 +19,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.transport.is_closing():
             self.scope["extensions"] = {**(self.scope.get("extensions") or {}), ABORT: {"abort": self.transport.abort}}
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of what the client says, its head first."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.transport.is_closing():
+            # A head that is no socket's (it speaks of a body, say), about which uvicorn would be silent for ever.
+            self.transport.write(NO_SOCKET)
+            self.transport.close()
 
     async def send(self, message: ASGISendEvent) -> None:
         """What the application says."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
 
 from msgspec import Struct
@@ -22,6 +22,7 @@ MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}"
 BOUNDARY = re.compile(r"[ -~]{1,70}")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 FILES = "files"
+ASIDE = ", its files aside"
 
 
 async def paced(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -39,13 +40,18 @@ async def paced(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         yield piece
 
 
+def over(max_bytes: int, which: str = "") -> TooLarge:
+    """What a request that is larger is told, wherever that is found out."""
+    return TooLarge(f"a request has at most {max_bytes} bytes{which}")
+
+
 async def bounded(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
     """All of it. Raises TooLarge as soon as there is more, TooSlow."""
     content = bytearray()
     async for chunk in paced(stream):
         content += chunk
         if len(content) > max_bytes:
-            raise TooLarge(f"a request has at most {max_bytes} bytes")
+            raise over(max_bytes)
     return bytes(content)
 
 
@@ -58,18 +64,15 @@ class Form(Struct):
 
 @asynccontextmanager
 async def form_of(
-    stream: AsyncIterator[bytes], boundary: str, *, max_bytes: int, max_text_bytes: int
+    stream: AsyncIterator[bytes], boundary: str, *, texts: Collection[str], max_bytes: int, max_text_bytes: int
 ) -> AsyncGenerator[Form]:
-    """A form, as long as the context lasts. Raises BadRequest, TooSlow, TooLarge: over so many bytes, or of text so
-    many."""
+    """A form, as long as the context lasts; `texts` are those of its fields that are no files. Raises BadRequest,
+    TooSlow, TooLarge: over so many bytes, or of text so many."""
     with ExitStack() as opened:
-        yield await _read(stream, boundary, opened, max_bytes=max_bytes, max_text_bytes=max_text_bytes)
+        yield await _read(stream, boundary, _Parts(opened, texts, max_text_bytes), max_bytes)
 
 
-async def _read(
-    stream: AsyncIterator[bytes], boundary: str, opened: ExitStack, *, max_bytes: int, max_text_bytes: int
-) -> Form:
-    parts = _Parts(opened, max_text_bytes)
+async def _read(stream: AsyncIterator[bytes], boundary: str, parts: "_Parts", max_bytes: int) -> Form:
     size = 0
     if not BOUNDARY.fullmatch(boundary):
         raise BadRequest("the form's Content-Type names no boundary")
@@ -78,7 +81,7 @@ async def _read(
             async for chunk in paced(stream):
                 size += len(chunk)
                 if size > max_bytes:
-                    raise TooLarge(f"a form has at most {max_bytes} bytes, its files included")
+                    raise over(max_bytes, ", its files included")
                 for event in parser.parse(chunk):
                     await parts.take(event)
     except MultipartError as error:
@@ -89,9 +92,10 @@ async def _read(
 class _Parts:
     """Takes a form's pieces, one by one, as the parser finds them."""
 
-    def __init__(self, opened: ExitStack, max_text_bytes: int) -> None:
+    def __init__(self, opened: ExitStack, named: Collection[str], max_text_bytes: int) -> None:
         self._opened = opened
-        self._room = max_text_bytes
+        self._named = named
+        self._max_text_bytes = self._room = max_text_bytes
         self._texts: dict[str, bytearray] = {}
         self._uploads: list[Upload] = []
         self._into: Upload | bytearray = bytearray()
@@ -107,7 +111,7 @@ class _Parts:
         else:
             self._room -= len(event)
             if self._room < 0:
-                raise TooLarge("the texts of the form are too long")
+                raise over(self._max_text_bytes, ASIDE)
             self._into += event
 
     def form(self) -> Form:
@@ -122,11 +126,13 @@ class _Parts:
         name = head.name or ""
         if head.filename is None:
             if name == FILES:
-                raise BadRequest(f"{FILES}: a file has a name")
+                raise BadRequest(f"`{FILES}` must be a file part with a filename (curl: -F {FILES}=@name)")
             self._texts[name] = bytearray()
             return self._texts[name]
+        if name in self._named:
+            raise BadRequest(f"`{name}` is text, not a file")
         if name != FILES:
-            raise BadRequest(f"{_printable(name)}: files come as {FILES}")
+            raise BadRequest(f"send files in the field `{FILES}`, not in `{_printable(name)}`")
         media_type = head.content_type or ""
         upload = Upload(
             file_name(head.filename), media_type if MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream"

@@ -64,6 +64,8 @@ log = structlog.stdlib.get_logger()
 PREFIX = "/nanonets"
 VERSIONS = ("/api/v1", "/v1")
 """The vendor's pages write its paths with the first in code, with the second in prose."""
+TEXTS = ("query", "output_config")
+"""The fields of a form that are no files."""
 MAX_PAGES = 20
 """Of our list, looked through for one page of theirs."""
 
@@ -279,7 +281,7 @@ async def _asked(request: Asked, http: HttpSettings) -> AsyncGenerator[tuple[New
         return
     boundary = options.get("boundary", "")
     bounds = {"max_bytes": http.max_upload_bytes, "max_text_bytes": http.max_body_bytes}
-    async with form_of(request.stream(), boundary, **bounds) as form:
+    async with form_of(request.stream(), boundary, texts=TEXTS, **bounds) as form:
         config = form.texts.get("output_config")
         output_config = None if config is None else read_output_config(config)
         yield NewRun(query=form.texts.get("query"), output_config=output_config), form.uploads

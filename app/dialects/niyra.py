@@ -127,6 +127,10 @@ class ToolDisabled(Exception):
         self.task_id = task.task_id
 
 
+class OriginNotAllowed(Exception):
+    """A browser's page of another site asks: no scope would help it."""
+
+
 CODES: dict[int, str] = {
     400: "invalid_request",
     401: "invalid_token",
@@ -146,6 +150,8 @@ def refusal_of(error: Exception) -> tuple[int, Refusal, dict[str, str]]:
     """Status, body and headers: ours in Niyra's words."""
     if isinstance(error, ToolDisabled):
         return 403, Refusal(error="tool_disabled", error_description=str(error), task_id=error.task_id), {}
+    if isinstance(error, OriginNotAllowed):
+        return 403, Refusal(error="origin_not_allowed", error_description=str(error)), {}
     problem, headers = problem_of(error)
     code = CODES.get(problem.status, "invalid_request" if problem.status < 500 else "server_error")
     refusal = Refusal(

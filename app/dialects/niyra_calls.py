@@ -59,7 +59,7 @@ class Calls:
         self._http = http
 
     async def execute(self, caller: Caller, wanted: NewExecution) -> Told:
-        """Do it, and wait for the end, or for a plan that waits to be confirmed, until the window is over.
+        """Do it, and wait for the end, or until it waits for somebody, or until the window is over.
 
         Raises NotAllowed, BadRequest, NotFound, Refused, ToolDisabled, ViewsUnavailable, LogError."""
         began = monotonic()
@@ -68,7 +68,7 @@ class Calls:
             task, replayed = await self._begin(caller, wanted)
         else:
             task, replayed = await self._confirm(caller, wanted.confirmed_task_id), False
-        task = await self._waited(task, _answers, self._http.niyra_execute_window_s, began)
+        task = await self._waited(task, _done_here, self._http.niyra_execute_window_s, began)
         body = render_executed(task, await self._large_of(caller, task), _ms_since(began))
         return Told(task=task, body=body, replayed=replayed)
 
@@ -77,7 +77,7 @@ class Calls:
         began = monotonic()
         caller.principal.need("niyra:ask")
         task, replayed = await self._begin(caller, question)
-        task = await self._waited(task, _has_ended, self._http.niyra_ask_window_s, began)
+        task = await self._waited(task, _done_here, self._http.niyra_ask_window_s, began)
         body = render_answered(task, await self._large_of(caller, task), _ms_since(began))
         return Told(task=task, body=body, replayed=replayed)
 
@@ -132,12 +132,9 @@ class Calls:
             raise NoRoom(task.task_id) from error
 
 
-def _answers(task: Task) -> bool:
-    return task.ended or task.plan_awaits_review
-
-
-def _has_ended(task: Task) -> bool:
-    return task.ended
+def _done_here(task: Task) -> bool:
+    """Whether waiting on is of no use: its next word is its caller's, or another person's."""
+    return task.ended or task.status in ("waiting_for_input", "awaiting_review")
 
 
 def _ms_since(began: float) -> int:

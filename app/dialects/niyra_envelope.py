@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import msgspec
 from litestar.types import Receive, ReceiveMessage, Send
+from mcp.server.streamable_http import check_accept_headers
 from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.requests import Request
 
 from app.mistakes import converted, decoded
 from app.problems import BadRequest
@@ -19,8 +21,9 @@ class _Version(Struct):
 
 
 class _Wish(Struct):
-    """A request or a notification."""
+    """A request, or, without an id, a notification, to which nobody waits for an answer."""
 
+    id: str | int | UnsetType = UNSET
     params: dict[str, object] | None = None
 
 
@@ -47,16 +50,26 @@ class Call(Struct):
 class NoMessage(Exception):
     """It is none that JSON-RPC or MCP knows; why is in our words."""
 
-    def __init__(self, code: int, text: str, id: str | int | None = None) -> None:
+    def __init__(self, code: int, text: str, id: str | int | None = None, *, status: int = 400) -> None:
         super().__init__(text)
         self.code = code
         self.id = id
+        self.status = status
 
 
 class _Error(Struct):
     jsonrpc: str
     id: str | int | None
     error: _Fault
+
+
+def check_head(request: Request) -> None:
+    """What the SDK would refuse with a bare text, or with none. Raises NoMessage."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise NoMessage(NO_MESSAGE, "Content-Type: application/json is wanted", status=415)
+    if not all(check_accept_headers(request)):
+        raise NoMessage(NO_MESSAGE, "Accept: application/json and text/event-stream are wanted, both", status=406)
 
 
 def call_in(content: bytes) -> Call | None:
@@ -87,7 +100,7 @@ async def refuse(error: NoMessage, send: Send) -> None:
     """As JSON-RPC has it."""
     body = msgspec.json.encode(_Error("2.0", error.id, _Fault(error.code, str(error))))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 

@@ -21,7 +21,7 @@ from app.bounds import Held
 from app.dialects.asked import caused
 from app.dialects.niyra import Answered, Executed, NewExecution, NewQuestion, Polled, refusal_of, render_polled
 from app.dialects.niyra_calls import Caller, Calls
-from app.dialects.niyra_envelope import NoMessage, again, call_in, refuse
+from app.dialects.niyra_envelope import NoMessage, again, call_in, check_head, refuse
 from app.dialects.polling import find, rendered
 from app.limiting import STANDINGS
 from app.limits import Budget, Limits, RateLimited
@@ -100,8 +100,10 @@ class Mcp:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, which is a POST and may be made. Raises BadRequest, TooLarge, TooSlow."""
+        request = Request(scope, receive)  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and starlette's differ in name
         try:
-            content = await bounded(Request(scope, receive).stream(), self._http.max_body_bytes)  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and starlette's differ in name
+            check_head(request)
+            content = await bounded(request.stream(), self._http.max_body_bytes)
             call = call_in(content)
         except ClientDisconnect as error:  # nobody hears it, and it is no fault of ours
             raise BadRequest("the request was broken off") from error

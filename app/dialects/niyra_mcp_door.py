@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from litestar import asgi
-from litestar.exceptions import MethodNotAllowedException, PermissionDeniedException
+from litestar.exceptions import MethodNotAllowedException
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 
+from app.dialects.niyra import OriginNotAllowed
 from app.dialects.niyra_calls import Calls
 from app.freezing import freeze
 from app.limits import Limits
@@ -78,7 +79,7 @@ def _fetched() -> "type[Mcp]":
 
 def _check_origin(scope: Scope, allowed: tuple[str, ...]) -> None:
     """A page of another site does not use a browser's way to us (the specification asks for it). Raises
-    PermissionDeniedException."""
+    OriginNotAllowed."""
     headers = dict(scope["headers"])
     origin = headers.get(b"origin", b"").decode("latin-1")
     if not origin or "*" in allowed or origin in allowed:
@@ -88,4 +89,4 @@ def _check_origin(scope: Scope, allowed: tuple[str, ...]) -> None:
     except ValueError:
         ours = False
     if not ours:
-        raise PermissionDeniedException("this origin may not call /mcp")
+        raise OriginNotAllowed("this origin may not call /mcp: --cors-origin does not name it")

@@ -98,8 +98,6 @@ def refusal_of(error: Exception) -> tuple[int, Refused, dict[str, str]]:
             return 404, Refused(error="Task not found" if isinstance(error, NotFound) else "404 page not found"), {}
         case 408:
             return 400, Refused(error=f"Invalid request body: {problem.detail}"), headers
-        case 413:
-            text = "Request body too large"
         case 500:
             text = "Internal server error"
         case _:
@@ -135,6 +133,12 @@ def status_of(task: Task) -> str:
 def mode_of(task: Task) -> str:
     """How it was asked to work; `supervisor`, and what Shannon does not know, reads as standard."""
     return f"EXECUTION_MODE_{MODES.get(task.mode or '', 'STANDARD')}"
+
+
+def short_mode_of(task: Task) -> str:
+    """The same word as it was submitted; empty where none was, or another API began the task."""
+    mode = task.mode or ""
+    return mode if mode in MODES or mode == "supervisor" else ""
 
 
 def query_of(task: Task, large: Mapping[str, object]) -> str:

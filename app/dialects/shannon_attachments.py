@@ -12,9 +12,8 @@ from app.files import Upload
 from app.mistakes import converted
 from app.problems import BadRequest
 from app.settings import HttpSettings
-from app.uploads import MEDIA_TYPE, file_name
+from app.uploads import ASIDE, MEDIA_TYPE, file_name, over
 from eventstore.events import Json
-from eventstore.log import TooLarge
 
 MAX_BODY = 40 * 1024 * 1024
 MAX_ATTACHED = 25 * 1024 * 1024
@@ -55,7 +54,7 @@ def max_bytes(http: HttpSettings) -> int:
 def check_size(content: bytes, http: HttpSettings) -> None:
     """What is no file counts as any other body: decoded, it takes many times its bytes. Raises TooLarge."""
     if len(content) > http.max_body_bytes and len(LONG_BASE64.sub(b"", content)) > http.max_body_bytes:
-        raise TooLarge(f"a request has at most {http.max_body_bytes} bytes, its files aside")
+        raise over(http.max_body_bytes, ASIDE)
 
 
 async def taken(
@@ -68,7 +67,7 @@ async def taken(
         return context, [], 0
     kept: list[Json] = []
     uploads: list[Upload] = []
-    left = min(MAX_ATTACHED, http.max_upload_bytes)
+    most = left = min(MAX_ATTACHED, http.max_upload_bytes)
     for number, one in enumerate(attachments):
         place = f"attachments[{number}]"
         _check(one, place)
@@ -77,7 +76,7 @@ async def taken(
             content = decoded(one.data, f"{place}.data")
             left -= len(content)
             if left < 0:
-                raise BadRequest("Invalid attachments: too large in all")
+                raise BadRequest(f"Invalid attachments: they have at most {most} bytes in all")
             upload = Upload(file_name(one.filename or ""), _media_type(one))
             opened.callback(upload.close)
             await upload.write(content)

@@ -24,6 +24,7 @@ from app.following import READING, history
 from app.keys import hashed_key
 from app.problems import BadRequest, NotFound, Refused
 from app.tasks import Done, Tasks
+from app.uploads import over
 from eventstore.events import ReviewDecided, TaskId
 from projections.task import Halt, Task
 
@@ -156,6 +157,8 @@ async def decide(request: Asked, tasks: NamedDependency[Tasks]) -> Response[byte
     except NotFound as error:
         raise missing from error
     success, message = True, "Approval decision sent"
+    if body.approved is None:
+        message = "Refusal sent: `approved` is missing, which means no"
     if isinstance(done, Rejected):
         before = await _decided(request, tasks, task_id, step)
         if before is None:
@@ -176,7 +179,7 @@ async def tell(request: Asked, task_id: TaskPath, tasks: NamedDependency[Tasks])
     """Answer what the task asks; if it asks nothing, leave a message in its inbox."""
     content = await request.body()
     if len(content) > MAX_TELLING:
-        raise BadRequest(f"Invalid request body: over {MAX_TELLING} bytes")
+        raise BadRequest(f"Invalid request body: {over(MAX_TELLING)}")
     text = read(content, NewMessage).message or ""
     if not text.strip():
         raise BadRequest("message is required")

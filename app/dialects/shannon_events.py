@@ -13,6 +13,7 @@ import msgspec
 from app.dialects.shannon_frames import Event, RawType
 from eventstore.cursor import event_id
 from eventstore.events import (
+    BlobReference,
     Ending,
     InputReceived,
     InputRequested,
@@ -59,23 +60,39 @@ def events_of(recorded: Recorded, task: Task) -> list[Event]:
 def events_by(recorded: Recorded, agent: str, usage: Usage | None) -> list[Event]:
     """The same, by what is read of the task: its agent, and, at the end only, what it used."""
     record = recorded.record
-    blob: dict[str, Json] = {}
+    said = _said(recorded, usage)
     if record.blob is not None:
-        key = f"{recorded.task_id}:{record.blob.sha256}"
-        blob = {"blob": {"key": key, "fields": list(record.blob.fields), "bytes": record.blob.bytes}}
+        said = [_elsewhere(one, f"{recorded.task_id}:{record.blob.sha256}", record.blob) for one in said]
     return [
         Event(
             workflow_id=recorded.task_id,
             type=kind,
             agent_id=agent,
             message=message,
-            payload=payload if kind == "STREAM_END" else payload | blob,
+            payload=payload,
             timestamp=record.at,
             seq=record.version + index,
             stream_id=event_id(recorded, index),
         )
-        for index, (kind, message, payload) in enumerate(_said(recorded, usage))
+        for index, (kind, message, payload) in enumerate(said)
     ]
+
+
+def _elsewhere(said: Said, key: str, blob: BlobReference) -> Said:
+    """Where fields of its fact were too large for the log: the payload says which and where, and a message that one of
+    them would have been says so, too. A client that shows it shows no empty answer."""
+    kind, message, payload = said
+    if kind == "STREAM_END":
+        return said
+    payload = {name: value for name, value in payload.items() if name not in blob.fields}
+    payload["blob"] = {"key": key, "fields": list(blob.fields), "bytes": blob.bytes}
+    if kind == "LLM_OUTPUT" and "result" in blob.fields:
+        message = (
+            f"(The result is too large for an event, {blob.bytes} bytes: GET /api/v1/blob/{key} or the task itself.)"
+        )
+    elif kind == "TOOL_OBSERVATION" and "output" in blob.fields:
+        message = f"(The output is too large for an event, {blob.bytes} bytes: GET /api/v1/blob/{key})"
+    return kind, message, payload
 
 
 def approval_id(step: int) -> str:

@@ -45,9 +45,8 @@ from app.limits import RateLimited
 from app.problems import Refused
 from app.settings import HttpSettings
 from app.tasks import Tasks
-from app.uploads import bounded
+from app.uploads import ASIDE, bounded, over
 from app.views import Lists
-from eventstore.log import TooLarge
 from projections.task import Task
 
 log = structlog.stdlib.get_logger()
@@ -165,7 +164,7 @@ async def _begin(
     with ExitStack() as opened:
         body.context, uploads, attached = await taken(body.context or {}, opened, http)
         if len(content) - attached > http.max_body_bytes:
-            raise TooLarge(f"a request has at most {http.max_body_bytes} bytes, its files aside")
+            raise over(http.max_body_bytes, ASIDE)
         command = to_command(body, content, catalogue)
         if body.session_id:
             earlier = await earlier_tasks(tasks, lists, owner, body.session_id)

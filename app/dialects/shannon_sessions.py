@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from app.dialects.shannon import context_of, error_of, query_of, result_of, word_of
+from app.dialects.shannon import context_of, error_of, query_of, result_of, short_mode_of, word_of
 from app.dialects.shannon_frames import Event
 from app.dialects.shannon_submission import is_true
 from app.problems import BadRequest
@@ -194,7 +194,7 @@ def item_of(listed: ListedSession) -> SessionItem:
         latest_task_query=query_of(listed.latest, {}),
         latest_task_status=word_of(listed.latest),
         is_research_session=any(_strategy(task) is not None for task in (listed.first, listed.latest)),
-        first_task_mode=listed.first.mode or "",
+        first_task_mode=short_mode_of(listed.first),
     )
 
 
@@ -206,7 +206,7 @@ def past_task(task: Task, large: Mapping[str, object]) -> PastTask:
         workflow_id=task.task_id,
         query=query_of(task, large),
         status=word_of(task),
-        mode=task.mode or "",
+        mode=short_mode_of(task),
         result=result_of(task, large),
         error_message=error_of(task),
         total_tokens=_tokens_of(task),

@@ -1,6 +1,7 @@
 """Whatever is wrong in a body, in every dialect: a 400 in its shape that names the field and says what is wanted, in
 words that are no library's."""
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
 from typing import Annotated
@@ -17,6 +18,7 @@ from app.dialects.native_admin import NewToken, ToolSwitch
 from app.dialects.niyra_mcp import WantedTask
 from app.mistakes import converted, decoded
 from app.problems import BadRequest
+from app.settings import HttpSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import Json
 from tests.api import Api, running
@@ -112,12 +114,50 @@ async def try_all(api: Api, door: Door) -> None:
 
 
 def is_told(answer: httpx.Response, name: str, words: set[str]) -> None:
-    assert answer.status_code == 400, answer.text
-    said = msgspec.json.decode(answer.content, type=dict[str, object])
-    text = str(said.get("error_description") or said.get("detail") or said["error"])
+    text = refusal(answer, 400)
     assert re.search(rf"(^|: ){re.escape(name)}(\[\d\]|\.\w+)*: ", text), text
     assert all(word in text for word in words), text
     assert not LIBRARY.search(answer.text), answer.text
+
+
+async def test_what_is_too_large_is_told_its_bound_in_every_dialects_shape(nats_address: NatsAddress):
+    http = HttpSettings(max_body_bytes=20_000, max_upload_bytes=50_000)
+    large = "x" * 30_000
+    bound = "a request has at most 20000 bytes"
+    run, say = "/nanonets/v1/agents/simulator/run", f"/nanonets/v1/tasks/{ID}/message"
+    aside, swarm = f"{bound}, its files aside", f"/shannon/api/v1/swarm/task_{ID}/message"
+    files = [("files", ("a.txt", b"x" * 60_000))]
+    async with running(nats_address, http=http) as api:
+
+        async def told(path: str, status: int, content: bytes | AsyncGenerator[bytes]) -> str:
+            answer = await api.client.post(path, content=content, headers=BY_HAND)
+            return refusal(answer, status)
+
+        async def in_pieces() -> AsyncGenerator[bytes]:
+            for _ in range(30):
+                yield b" " * 1_000
+
+        for path, status, text in (
+            *((path, 413, bound) for path in ("/tasks", f"/tasks/task_{ID}/messages", "/admin/tokens")),
+            *((path, 413, bound) for path in ("/v1/public/execute", "/v1/public/ask", "/mcp")),
+            *((path, 400, bound) for path in (run, say)),
+            ("/shannon/api/v1/tasks", 413, aside),
+            *((path, 413, bound) for path in (swarm, f"/shannon/api/v1/tasks/task_{ID}/cancel")),
+        ):
+            for content in (msgspec.json.encode({"query": large}), in_pieces()):
+                assert await told(path, status, content) == text, path
+        assert refusal(await api.client.post(run, data={"query": large}, files={"files": b"x"}), 400) == aside
+        with_files = await api.client.post(run, data={"query": "x"}, files=files)
+        assert refusal(with_files, 400) == "a request has at most 50000 bytes, its files included"
+        assert await told("/shannon/api/v1/tasks", 413, b" " * 100_000) == "a request has at most 86666 bytes"
+        assert await api.arrivals() == []
+
+
+def refusal(answer: httpx.Response, status: int) -> str:
+    """What is told, in the shape of whichever dialect."""
+    assert answer.status_code == status, answer.text
+    said = msgspec.json.decode(answer.content, type=dict[str, object])
+    return str(said.get("error_description") or said.get("detail") or said["error"])
 
 
 async def test_what_is_missing_and_what_is_one_too_many_is_named(api: Api):
@@ -134,6 +174,23 @@ async def test_what_is_missing_and_what_is_one_too_many_is_named(api: Api):
     ):
         answer = await api.client.post(path, json=body)
         assert (answer.status_code, told in answer.text) == (400, True), answer.text
+
+
+@pytest.mark.parametrize("place", [" - at `$.x", "`$.x"])
+async def test_a_field_whose_name_is_a_thousand_places_holds_up_nobody(api: Api, place: str):
+    # Each of them would begin a look at all the rest: minutes, in which this process would answer nobody.
+    name = place * (900_000 // len(place)) + "\n"
+    async with asyncio.timeout(30):
+        answer = await api.client.post("/tasks", json={"input": "x", name: 1})
+    assert answer.status_code == 400
+    assert "there is no such field; there are: agent, " in answer.text
+    assert len(answer.content) < 1_000
+
+
+async def test_a_word_that_looks_like_a_place_is_none(api: Api):
+    body = {"instruction": "x", "approval_mode": " - at `$.x" * 9_000}
+    answer = await api.client.post("/v1/public/execute", json=body)
+    assert answer.json()["error_description"] == "approval_mode: must be one of auto, confirm, dry_run, or null"
 
 
 async def test_a_program_finds_each_mistake_by_its_field(api: Api):
@@ -170,6 +227,14 @@ async def test_what_is_no_message_of_mcp_is_refused_in_the_same_words(api: Api):
         answer = await api.client.post("/mcp", content=content, headers=BY_HAND)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
         assert not LIBRARY.search(answer.text), answer.text
+
+
+async def test_a_call_whose_id_is_none_is_refused_for_somebody_waits_for_its_answer(api: Api):
+    for id in (None, True, 1.5, [1]):
+        message: dict[str, Json] = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "niyra_ask"}}
+        answer = await api.client.post("/mcp", json=message, headers=BY_HAND)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32_600), answer.text
+        assert "id: must be a string, or a whole number" in answer.text
 
 
 async def call(api: Api, params: Json) -> httpx.Response:

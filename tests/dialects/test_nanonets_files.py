@@ -196,6 +196,24 @@ async def test_a_broken_form_is_a_bad_request_and_leaves_nothing_behind(api: Api
     assert (await api.rooms.tasks.log.blobs.stream.state()).bytes == 0
 
 
+WRONG_FIELDS = [
+    ('name="file"; filename="h.txt"', "send files in the field `files`, not in `file`"),
+    ('name="files"', "`files` must be a file part with a filename (curl: -F files=@name)"),
+    ('name="query"; filename="big.txt"', "`query` is text, not a file"),
+    ('name="output_config"; filename="a.json"', "`output_config` is text, not a file"),
+]
+
+
+async def test_a_file_in_the_wrong_field_is_told_where_files_go(api: Api):
+    for head, told in WRONG_FIELDS:
+        content = form(QUERY, part(head, b"x"))
+        answer = await api.client.post(
+            RUN, content=content, headers={"Content-Type": "multipart/form-data; boundary=x"}
+        )
+        assert (answer.status_code, answer.json()) == (400, {"error": told})
+    assert await api.arrivals() == []
+
+
 async def test_a_file_keeps_its_name_without_its_folders_and_what_can_not_be_printed(api: Api):
     for said, kept in (
         ("/etc/passwd", "passwd"),

@@ -66,3 +66,21 @@ async def test_a_rejected_command_cuts_no_stream_of_a_task_that_goes_on(api: Api
         speaking = asyncio.ensure_future(speak())
         await asyncio.gather(speaking, *(ask_in_vain() for _ in range(4)))
     assert api.metric("streams_cut_total", why="went_back") == 0
+
+
+async def test_a_head_is_asked_for_wherever_there_is_a_get_and_a_stream_ends_with_it(api: Api) -> None:
+    task_id = await api.begin(start_run())
+    stream = {"Accept": "text/event-stream"}
+    for path, headers in (("/health/live", {}), (f"/tasks/{task_id}", {}), (f"/tasks/{task_id}/events", stream)):
+        answer = await api.client.head(path, headers=headers, timeout=SOON_S)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    whole = await api.client.get(f"/tasks/{task_id}")
+    head = await api.client.head(f"/tasks/{task_id}")
+    assert (head.headers["ETag"], head.headers["Content-Length"]) == (whole.headers["ETag"], str(len(whole.content)))
+    for path, status in (("/tasks/x", 404), ("/nothing", 404)):
+        assert (await api.client.head(path)).status_code == status
+    nobody = await api.client.head(f"/tasks/{task_id}", headers={"Authorization": "Bearer x"})
+    assert (nobody.status_code, nobody.content) == (401, b"")
+    async with asyncio.timeout(SOON_S):
+        while api.rooms.streams.readers:  # noqa: ASYNC110  # nobody announces that a reader has gone
+            await asyncio.sleep(0.01)

@@ -61,6 +61,16 @@ async def test_past_the_window_the_caller_polls(hasty: Niyra):
     await hasty.api.tell(TaskId(body["task_id"]), CancelTask(by="ann"))
 
 
+async def test_a_task_that_asks_is_answered_before_the_window_is_over(niyra: Niyra):
+    async with asyncio.timeout(SOON_S):  # the windows are a minute and half a minute
+        body = (await niyra.execute({"ask": "For whom?"}, {"complete": "x"})).json()
+        assert (body["status"], body["terminal"], body["waiting_for"]["about"]) == ("running", False, "For whom?")
+        review = (await niyra.execute({"review": "Send it?"}, {"complete": "x"})).json()
+        assert (review["terminal"], review["waiting_for"]["about"]) == (False, "Send it?")
+        answer = (await niyra.ask({"ask": "For whom?"}, {"complete": "x"})).json()
+        assert (answer["answer"], isinstance(answer["task_id"], str)) == (None, True)
+
+
 async def test_what_goes_on_behind_the_window_ends_and_says_so(hasty: Niyra):
     body = (await hasty.execute({"sleep": 2 * SHORT}, {"complete": "done at last"})).json()
     poll = await hasty.ended(body["task_id"])

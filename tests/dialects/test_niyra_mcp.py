@@ -25,7 +25,11 @@ from tests.worker.house import SOON_S
 TOOLS = {"niyra_execute", "niyra_ask", "niyra_get_task"}
 ERAS = [("legacy", "/mcp"), ("2026-07-28", "/niyra/mcp"), ("auto", "/mcp")]
 LONG_S = 3_600
-BY_HAND = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+BY_HAND = {
+    "Accept": "application/json, text/event-stream",
+    "Content-Type": "application/json",
+    "MCP-Protocol-Version": "2025-06-18",
+}
 
 
 @pytest.fixture
@@ -229,7 +233,8 @@ async def test_what_is_no_request_is_refused_and_leaves_nothing_behind(niyra: Ni
         assert answer.status_code < 500, answer.text
         assert "Traceback" not in answer.text
         assert '"isError":true' in answer.text or '"error"' in answer.text
-    nobodys = await http.post("/mcp", json=call | {"id": {"a": 1}}, headers=BY_HAND)
+    del call["id"]
+    nobodys = await http.post("/mcp", json=call, headers=BY_HAND)
     assert (nobodys.status_code, nobodys.content) == (202, b"")  # without an id it is a notification, of nothing here
     assert (await http.get("/tasks")).json()["data"] == []
 
@@ -240,4 +245,28 @@ async def test_a_page_of_another_site_may_not_call_and_our_own_may(niyra: Niyra)
     assert (await niyra.api.client.post("/mcp", json=body, headers=BY_HAND | ours)).status_code == 200
     for theirs in ("https://evil.example", "http://[bad", "null"):
         refused = await niyra.api.client.post("/mcp", json=body, headers=BY_HAND | {"Origin": theirs})
-        assert (refused.status_code, refused.json()["error"]) == (403, "insufficient_scope")
+        assert (refused.status_code, refused.json()["error"]) == (403, "origin_not_allowed")
+        assert "scope" not in refused.text
+
+
+@pytest.mark.parametrize("version", ["2025-06-18", "2026-07-28"])
+async def test_a_message_of_another_kind_or_for_another_reader_is_refused_in_json_rpc(niyra: Niyra, version: str):
+    content = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
+    right = BY_HAND | {"MCP-Protocol-Version": version}
+    kinds, readers = "application/json is wanted", "application/json and text/event-stream are wanted"
+    for header, said, status, told in (
+        ("Content-Type", "application/x-www-form-urlencoded", 415, kinds),  # curl's, where it is told none
+        ("Content-Type", "application/jsonl", 415, kinds),
+        ("Content-Type", "", 415, kinds),
+        ("Accept", "text/html", 406, readers),
+        ("Accept", "application/json", 406, readers),
+        ("Accept", "", 406, readers),
+    ):
+        refused = await niyra.api.client.post("/mcp", content=content, headers=right | {header: said})
+        assert (refused.status_code, refused.headers["Content-Type"]) == (status, "application/json"), refused.text
+        body = refused.json()
+        assert (body["jsonrpc"], body["id"], body["error"]["code"]) == ("2.0", None, -32_600)
+        assert body["error"]["message"].startswith(f"{header}: {told}")
+    for accepted in ({"Accept": "*/*"}, {"Content-Type": "application/json; charset=utf-8"}):
+        answer = await niyra.api.client.post("/mcp", content=content, headers=right | accepted)
+        assert answer.status_code not in (406, 415), answer.text

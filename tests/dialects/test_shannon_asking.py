@@ -48,6 +48,7 @@ def refused(answer: httpx.Response, status: int, error: str | None = None) -> st
 
 
 MODES = "Invalid mode (allowed: simple, standard, complex, supervisor)"
+TOO_LARGE = "a request has at most 400000 bytes, its files aside"
 CONFLICT = "disable_ai=true conflicts with model_tier/model_override"
 MISTAKES: list[tuple[dict[str, Json], str]] = [
     ({}, "Query is required"),
@@ -84,7 +85,7 @@ async def test_what_is_submitted_wrongly_is_told_in_the_vendors_words(api: Api):
         refused(await api.client.post(TASKS, content=broken), 400)
     deep = b'{"query": "x", "context": {"a": ' + b"[" * 200 + b"]" * 200 + b"}}"
     refused(await api.client.post(TASKS, content=deep), 400)
-    refused(await api.client.post(TASKS, json={"query": "x" * 400_000}), 413, "Request body too large")
+    refused(await api.client.post(TASKS, json={"query": "x" * 400_000}), 413, TOO_LARGE)
     refused(await api.client.post(TASKS, json={"query": "x", "session_id": "s" * 513}), 400)
     assert await api.arrivals() == []
 
@@ -159,7 +160,7 @@ async def test_what_is_no_file_counts_as_any_other_body(api: Api):
         {"query": "x", "context": {"attachments": [nothing] * 200_000}},
     ]
     for body in bodies:
-        refused(await api.client.post(TASKS, json=body), 413, "Request body too large")
+        refused(await api.client.post(TASKS, json=body), 413, TOO_LARGE)
     many = [{"media_type": "a/b", "data": "eA=="}] * 65
     refused(await api.client.post(TASKS, json={"query": "x", "context": {"attachments": many}}), 400)
 
@@ -243,14 +244,18 @@ async def test_another_owners_task_reads_as_one_that_is_not(api: Api, stranger: 
 
 
 async def test_ids_that_are_none_are_refused_and_never_a_fault(api: Api):
-    strange = ("a b", "x" * 129, "é", "task_%0d%0aX: 1", "%00", "*", ">", "..%2f..", "a;b")
-    for text in strange:
-        for path in ("", "/control-state", "/review"):
-            answer = await api.client.get(f"{TASKS}/{text}{path}")
-            assert answer.status_code in (400, 404), answer.text
-            if answer.status_code == 400:
-                refused(answer, 400, "Invalid task ID format")
-        refused(await api.client.post(f"{TASKS}/{text}/cancel"), 404)
+    nobodys = (404, "Task not found")
+    for texts, read, commanded in (
+        (("a b", "x" * 129, "é", "task_%0d%0aX: 1", "%00", "*", ">", "a;b"), (400, "Invalid task ID format"), nobodys),
+        (("abc", "x" * 128, "a.b:c_d-e", "task_00000000"), nobodys, nobodys),
+        (("..%2f..", "a%2Fb"), (404, "404 page not found"), (404, "404 page not found")),
+    ):
+        for text in texts:
+            for path in ("", "/control-state", "/review", "/events", "/timeline"):
+                refused(await api.client.get(f"{TASKS}/{text}{path}"), *read)
+            refused(await api.client.post(f"{TASKS}/{text}/review", json={"action": "approve"}), *read)
+            for path in ("/cancel", "/pause", "/resume"):
+                refused(await api.client.post(f"{TASKS}/{text}{path}"), *commanded)
     known = TaskId((await api.client.post(TASKS, json={"query": "x"})).json()["task_id"])
     for same in (known, known.upper(), known.removeprefix("task_")):
         assert (await api.client.get(f"{TASKS}/{same}")).json()["task_id"] == known
@@ -329,6 +334,15 @@ async def test_a_page_of_another_origin_may_read_what_the_vendors_may(api: Api):
     exposed = answer.headers["Access-Control-Expose-Headers"].lower()
     assert "x-session-id" in exposed
     assert "x-trace-id" in exposed
+    # And what a poll of our own or of the others needs: every header of an answer that is not the browser's own.
+    created = await api.client.post("/tasks", json={}, headers={"Origin": "https://page.example"})
+    polled = await api.client.get(created.headers["Location"], headers={"Origin": "https://page.example"})
+    for answer in (created, polled):
+        own = {"date", "server", "vary", "content-length", "content-type", "cache-control", "x-content-type-options"}
+        said = {name for name in answer.headers if not name.startswith("access-control-")} - own
+        exposed = {one.strip() for one in answer.headers["Access-Control-Expose-Headers"].lower().split(",")}
+        assert said - exposed == set()
+    assert "etag" in polled.headers
 
 
 async def test_a_poll_that_knows_the_version_costs_no_body(api: Api):

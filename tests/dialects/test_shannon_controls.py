@@ -166,7 +166,8 @@ async def test_what_awaits_approval_is_decided_once(shannon: Shannon):
     other = done | {"message": "It was approved before", "success": False}
     assert said(await decision(shannon, agreed, approved=False), 200) == other
     assert (await shannon.get(agreed))["result"] == "sent"
-    said(await decision(shannon, refused, feedback="not to customers"), 200)
+    told = await decision(shannon, refused, feedback="not to customers")
+    assert told.json()["message"] == "Refusal sent: `approved` is missing, which means no"
     assert (await shannon.ended(refused))["error"] == "not to customers"
 
 

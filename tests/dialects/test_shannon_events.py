@@ -208,14 +208,26 @@ async def test_the_timeline_tells_the_same_life_as_a_workflow_engine_would(api: 
     assert (kept.status_code, kept.json()) == (202, {"status": "accepted", "workflow_id": task_id, "count": 4})
 
 
+async def test_a_tools_large_output_is_not_said_to_be_none(api: Api):
+    observed = FinishStep(run=1, step=0, kind="tool", name="search", output="x" * 300_000)
+    task_id = await api.begin(start_run(), observed)
+    events = (await api.client.get(f"{TASKS}/{task_id}/events")).json()["events"]
+    event = next(event for event in events if event["type"] == "TOOL_OBSERVATION")
+    assert event["message"].startswith("(The output is too large for an event, 300013 bytes: GET /api/v1/blob/")
+    assert "output" not in event["payload"]
+    answer = await api.client.get(f"{PREFIX}/api/v1/blob/{event['payload']['blob']['key']}")
+    assert answer.text == "x" * 300_000
+
+
 async def test_what_was_too_large_for_an_event_is_found_by_the_key_that_it_names(api: Api):
     result = "\u00e9" * 300_000
     task_id = await api.begin(start_run(), CompleteTask(run=1, result=result))
     events = (await api.client.get(f"{TASKS}/{task_id}/events")).json()["events"]
     output = next(event for event in events if event["type"] == "LLM_OUTPUT")
-    assert "message" not in output
     assert output["payload"]["blob"]["fields"] == ["result"]
     key = output["payload"]["blob"]["key"]
+    assert output["message"].startswith("(The result is too large for an event, 600013 bytes: GET /api/v1/blob/")
+    assert key in output["message"]
     answer = await api.client.get(f"{PREFIX}/api/v1/blob/{key}")
     assert (answer.text, answer.headers["Content-Type"]) == (result, "text/plain; charset=utf-8")
     await api.rooms.tokens.add("tt_ann", ANN, ("tasks:read",))

@@ -426,3 +426,13 @@ async def test_without_views_sessions_are_not_available_and_tasks_are(nats_addre
             assert answer.status_code == 503
             assert answer.headers["Retry-After"]
         assert (await api.client.delete(f"{SESSIONS}/s1")).status_code == 503
+
+
+async def test_a_mode_that_is_another_apis_is_none_of_shannons(shannon: Shannon):
+    client = shannon.api.client
+    begun = await client.post("/v1/public/execute", json={"instruction": '{"steps": [{"ask": "For whom?"}]}'})
+    conversation = begun.json()["conversation_id"]
+    (session,) = (await client.get(f"{PREFIX}/api/v1/sessions")).json()["sessions"]
+    assert (session["session_id"], session["first_task_mode"]) == (conversation, "")
+    (task,) = (await client.get(f"{PREFIX}/api/v1/sessions/{conversation}/history")).json()["tasks"]
+    assert "mode" not in task

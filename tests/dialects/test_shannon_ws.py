@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 from websockets import ClientConnection, ConnectionClosedError, InvalidStatus, connect
 
 from app.commands import CancelTask, Command
@@ -17,6 +18,7 @@ from tests.api import DEV, Api, running
 from tests.dialects.shannon import PREFIX
 from tests.lifecycle.commands import complete, finish_step, produce, start_run, start_step
 from tests.log.logs import SOON_S, until
+from tests.walk.wire import Wire
 
 WORKED: list[Command] = [
     start_run(),
@@ -175,3 +177,29 @@ async def test_clients_that_leave_rudely_leak_nothing(api: Api):
     assert api.rooms.streams.readers == set()
     async with api.rooms.tasks.attach(DEV, task_id) as attached:
         assert (attached.readers, attached.pins) == (set(), 1)
+
+
+def opening(api: Api, more: dict[str, str] | None = None) -> dict[str, str]:
+    """The headers that ask for a socket."""
+    asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    return asked | {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "X-API-Key": api.token} | (more or {})
+
+
+async def test_who_leaves_before_the_socket_is_open_is_no_fault(api: Api):
+    path = f"{PREFIX}/api/v1/stream/ws?workflow_id={await api.begin()}"
+    with capture_logs() as lines:
+        for _ in range(20):
+            wire = await Wire.ask(api.url, path, opening(api))
+            await wire.writer.drain()
+            wire.reset()
+        async with socket_of(api, path.rpartition("=")[2]) as client:
+            await client.recv()
+        await until(lambda: api.metric("open_streams") == 0)
+    assert [line for line in lines if line["log_level"] == "error"] == []
+
+
+async def test_who_asks_for_a_socket_with_a_body_is_told_that_there_is_none(api: Api):
+    wire = await Wire.ask(api.url, f"{PREFIX}/api/v1/stream/ws", opening(api, {"Content-Length": "5"}))
+    assert (await wire.head()).status == 400
+    assert await wire.reader.read() == b""
+    await wire.close()

@@ -163,6 +163,21 @@ async def test_one_owner_leaves_room_for_others_and_nobody_keeps_it_who_has_left
     assert bound.held == 0
 
 
+async def test_one_owner_leaves_others_places_to_wait_for_room():
+    bound = Bound(100, largest=10)
+    ann, bob = (someone(name) for name in ("ann", "bob"))
+    for owner in (ann, bob):
+        await bound.take(owner, 25)
+    waiting = [asyncio.ensure_future(bound.take(ann, 25)) for _ in range(app.bounds.MAX_WAITING)]
+    await asyncio.sleep(0)
+    last = asyncio.ensure_future(bound.take(bob, 25))
+    await asyncio.sleep(0)
+    bound.give_back(Owner("bob"), 25)
+    await last
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(one, app.bounds.NoRoom) for one in told)
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 JSON = "application/json"
@@ -174,7 +189,7 @@ FORM = ("/nanonets/v1/agents/simulator/run", MULTIPART)
 async def half(api: Api, path: str, kind: str, length: int | None) -> Wire:
     """Somebody who said how much they would send (None: who does not say), and sends a little of it."""
     size = {"Transfer-Encoding": "chunked"} if length is None else {"Content-Length": str(length)}
-    headers = {"Authorization": f"Bearer {api.token}", "Content-Type": kind, "Accept": "application/json", **size}
+    headers = {"Authorization": f"Bearer {api.token}", "Content-Type": kind, "Accept": "*/*", **size}
     wire = await Wire.ask(api.url, path, headers, method="POST")
     wire.writer.write(b'{"input": "' if length else b'b\r\n{"input": "\r\n')
     return wire
@@ -207,6 +222,14 @@ async def test_halves_of_large_bodies_leave_room_for_no_more_of_them_and_leave_n
         assert (await blobs.stream.state()).bytes == 0
         assert (await api.client.post("/tasks", json={"input": "y" * 900_000})).status_code == 201
         assert api.metric("http_requests_total", status="500") == 0
+
+
+async def test_the_body_of_a_stream_s_request_which_nobody_reads_takes_no_room(api: Api):
+    task_id = await api.begin()
+    headers = api.bearer | {"Accept": "text/event-stream", "Content-Length": "99999999"}
+    wire = await (await Wire.ask(api.url, f"/tasks/{task_id}/events", headers)).head()
+    assert (wire.status, api.rooms.bounds.bodies.held) == (200, 0)
+    wire.reset()
 
 
 async def test_a_body_that_does_not_say_how_long_it_is_is_counted_as_it_comes(nats_address: NatsAddress):

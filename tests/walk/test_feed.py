@@ -282,6 +282,21 @@ async def test_a_reset_connection_leaks_nothing(api: Api):
         assert (attached.readers, attached.pins) == (set(), 1)
 
 
+async def test_who_asked_for_more_behind_a_stream_and_has_left_is_noticed_and_no_fault(
+    nats_address: NatsAddress, caplog: pytest.LogCaptureFixture
+):
+    async with running(nats_address, http=HttpSettings(ping_s=0.02)) as api:
+        task_id = await api.begin()
+        for _ in range(5):
+            wire = await stream(api, task_id)
+            request = f"GET /tasks/{task_id}/events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
+            wire.writer.write(f"{request}Authorization: Bearer {api.token}\r\n\r\n".encode() * 2)
+            await (await wire.head()).frames(1)
+            wire.reset()
+        await let_go(api)
+    assert [record.message for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
 async def test_a_reset_in_the_middle_of_a_large_frame_leaks_nothing(api: Api):
     task_id = await api.begin(start_run())
     wires = [await stream(api, task_id, room_bytes=4_096) for _ in range(5)]

@@ -42,7 +42,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def post(path: str, length: int, *, token: str = "", kind: str = "application/json") -> bytes:
     """The head of a request whose body has this length."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {kind}", f"Content-Length: {length}"]
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Accept: */*", f"Content-Type: {kind}", f"Content-Length: {length}"]
     return "\r\n".join([*lines, *([f"Authorization: Bearer {token}"] if token else []), "", ""]).encode()
 
 
