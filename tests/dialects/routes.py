@@ -5,6 +5,7 @@ from litestar import Litestar
 from app.api import Observed, build
 from app.dialects.crossroads import Crossroads
 from app.dialects.shannon_tracing import Tracing
+from app.heads import Heads
 from app.limiting import Telling
 from tests.api import Api
 
@@ -12,7 +13,7 @@ from tests.api import Api
 def litestar_of(api: Api) -> Litestar:
     """What is inside of all the layers."""
     built: object = build(api.rooms)
-    while isinstance(built, Observed | Crossroads | Tracing | Telling):
+    while isinstance(built, Observed | Heads | Crossroads | Tracing | Telling):
         built = built._app  # pyright: ignore[reportPrivateUsage]  # what is inside is what is asked about
     assert isinstance(built, Litestar)
     return built
