@@ -23,6 +23,7 @@ from app.dialects.shannon_tracing import traced
 from app.limiting import told
 from app.observed import note
 from app.rooms import Rooms
+from eventstore.log import LogError
 from eventstore.tokens import Dialect, Token
 
 NOT_OURS = frozenset({b"prefer", b"cache-control", b"origin", b"content-length", b"transfer-encoding", b"expect"})
@@ -142,7 +143,10 @@ class Front:
         if not tasks.is_fresh(attached):
             if not tasks.tail.proven:
                 return False  # it may have to be told how old it is
-            found, age_s = await tasks.get(attached.owner, attached.task_id)
+            try:
+                found, age_s = await tasks.get(attached.owner, attached.task_id)
+            except LogError:
+                return False  # which the framework tells in the caller's words
             if found is not attached or age_s is not None:
                 return False
         return wish.known is None or wish.known <= attached.task.version

@@ -106,7 +106,7 @@ class Protocol(HttpToolsProtocol):
         self._expecting = False
 
     def _look_at(self, at: float) -> None:
-        """A timer that is set already, and no later, serves: one for each request took a tenth of a poll."""
+        """A timer that is set already, and no later, serves: one for each request would cost every poll."""
         if self._patience is not None:
             if self._patience.when() <= at:
                 return

@@ -335,7 +335,7 @@ class StreamTail:
             self._break()
             return
         self._consumer_sequence = consumer_sequence
-        self._pending = int(words[-1])  # not before: what a hole hides is still to come
+        self._pending = int(words[at + 3])  # not before: what a hole hides is still to come
         self._flow.took()
         if sequence <= self._position:
             return

@@ -18,11 +18,12 @@ from app.settings import HttpSettings, LimitSettings
 from app.tasks import Done
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId
+from eventstore.server import EmbeddedServer
 from eventstore.tokens import Dialect, Plan
 from eventstore.tokens import Scope as TokenScope
 from tests.api import CAUSE, DEV, Api, running
 from tests.lifecycle.commands import complete, request_input, request_review, start_run, start_step
-from tests.log.logs import SOON_S
+from tests.log.logs import SOON_S, until
 
 Pairs = list[tuple[bytes, bytes]]
 PATHS = (
@@ -310,3 +311,18 @@ async def test_a_poll_has_seen_what_another_process_was_told_before(nats_address
             for answer in answers:
                 assert (b"etag", b'"%d"' % done.task.version) in answer.headers
         assert behind.handed_over == 0
+
+
+async def test_a_log_that_goes_away_is_told_as_the_framework_tells_it(server: EmbeddedServer):
+    async with running(server.address, http=HttpSettings(reads="strict")) as api:
+        task_id = await api.begin(start_run(1))
+        behind, wish = Behind(api), Wish(f"/tasks/{task_id}", bearing(api.token))
+        assert (await asked(behind.front, api, wish)).status == 200
+        await server.kill()
+        for _ in range(3):
+            for answer in await asyncio.gather(*(asked(app, api, wish) for app in (behind.front, behind.app))):
+                assert answer.status == 503 or (answer.status == 200 and b"age" in dict(answer.headers))
+        await server.restart()
+        await until(lambda: api.rooms.tasks.tail.proven)
+        answer = await asked(behind.front, api, wish)
+        assert (answer.status, b"age" in dict(answer.headers)) == (200, False)
