@@ -4,6 +4,7 @@ And the views' two databases: whatever takes `views_url` or `database` runs once
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator
@@ -36,6 +37,12 @@ def nats_source() -> Literal["url", "container", "embedded"]:
     except subprocess.TimeoutExpired:
         return "embedded"
     return "embedded" if answer.returncode else "container"
+
+
+def pytest_configure() -> None:
+    """A shell has what it runs in the background ignore Ctrl-C; all that is begun here would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
