@@ -18,8 +18,6 @@ MAX_WAITING = 256
 """So many of them do; whoever comes later is told at once."""
 OF_ONE_OWNER = 4
 """One owner's share is a quarter, of the room and of the places to wait for it: nobody keeps all others out."""
-MAX_INLINE = 256 * 1024
-"""Bytes of a record, or of a task in the views, about; what is larger is a blob."""
 LARGEST_ANSWER = 32 * MIB
 
 

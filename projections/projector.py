@@ -142,14 +142,11 @@ class Projector:
 
     async def _batch_to(self, end: int) -> int:
         while self._leading():
-            if self._replay is not None and self._has(end, self._replay) and self._served:
+            if self._replay is not None and self._reached(self._replay) >= end and self._served:
                 return 0
             if taken := await self._step():
                 return taken
         return 0
-
-    def _has(self, end: int, replay: Replay) -> bool:
-        return self._reached(replay) >= end
 
     def _reached(self, replay: Replay) -> int:
         """All up to here was carried, or is not to come."""
@@ -159,7 +156,7 @@ class Projector:
         """One batch, if one comes before we have to look round; else, at the end, serve what is not served yet."""
         try:
             generation, replay = await self._begin()
-            if not self._served and self._has(self._end, replay):
+            if not self._served and self._reached(replay) >= self._end:
                 end = await self._log.last_sequence()
                 further = await generation.serve(reached=self._reached(replay), end=end)
                 self._served, self._end = further is None, further or self._end

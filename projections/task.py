@@ -148,6 +148,11 @@ class Task(Struct, frozen=True, gc=False, kw_only=True):
         return self.status in ENDED
 
     @property
+    def blob_bytes(self) -> int:
+        """How large its blobs are together: several of its fields may be in one."""
+        return sum(reference.bytes for reference in set(self.blobs.values()))
+
+    @property
     def partial_text(self) -> str:
         """The text so far, its tail where it is long."""
         return (self.text + self.step_text)[-MAX_PARTIAL_TEXT:]

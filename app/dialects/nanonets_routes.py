@@ -19,7 +19,6 @@ from app.agents.agent import Agent
 from app.agents.catalogue import Catalogue
 from app.auth import Revocations
 from app.bounding import held_by
-from app.bounds import MAX_INLINE
 from app.commands import CancelTask, ReceiveInput
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, words_of
@@ -56,6 +55,7 @@ from app.settings import HttpSettings
 from app.tasks import Tasks
 from app.uploads import bounded, form_of
 from app.views import Lists
+from eventstore.codec import MAX_INLINE
 from projections.listing import Filter
 from projections.task import Task
 

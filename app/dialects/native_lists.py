@@ -12,12 +12,12 @@ from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
 
 from app.bounding import held_by
-from app.bounds import MAX_INLINE
 from app.dialects.asked import Asked, every, flag, words_of
 from app.dialects.native import PublicStatus, TaskList, render
 from app.openapi import PROBLEM
 from app.problems import BadRequest
 from app.views import Lists
+from eventstore.codec import MAX_INLINE
 from projections.listing import Filter
 from projections.views import Count, Page
 

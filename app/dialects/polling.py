@@ -105,7 +105,7 @@ def ready(attached: Attached, poll: Poll) -> Ready | None:
 async def large_fields(held: Held, tasks: Tasks, task: Task) -> Mapping[str, object]:
     """The fields of the task that are too big for its view, with room for them, as they come and as they are told.
     Raises NoRoom, LogUnavailable, BlobDamaged."""
-    await held.more(2 * sum(reference.bytes for reference in set(task.blobs.values())))
+    await held.more(2 * task.blob_bytes)
     return await tasks.large_fields(task)
 
 

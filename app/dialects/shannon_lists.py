@@ -7,7 +7,6 @@ from litestar.di import NamedDependency
 from msgspec import UNSET, Struct, UnsetType
 
 from app.bounding import held_by
-from app.bounds import MAX_INLINE
 from app.conversation import catch_up
 from app.dialects.asked import Asked
 from app.dialects.shannon import Word, mode_of, query_of, status_of
@@ -15,6 +14,7 @@ from app.dialects.shannon_asked import LIMITED, answer, checked_id, number_of
 from app.problems import BadRequest
 from app.tasks import Tasks
 from app.views import Lists
+from eventstore.codec import MAX_INLINE
 from projections.listing import Filter
 from projections.task import Status, Task
 

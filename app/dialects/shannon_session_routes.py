@@ -10,7 +10,6 @@ from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
 from app.bounding import held_by
-from app.bounds import MAX_INLINE
 from app.conversation import catch_up
 from app.decide import Rejected
 from app.dialects.asked import Asked, cause_of
@@ -40,6 +39,7 @@ from app.problems import BadRequest, NotFound, Refused
 from app.sessions import DeleteSession, SessionCommand, Sessions, TitleSession
 from app.tasks import Tasks
 from app.views import Lists
+from eventstore.codec import MAX_INLINE
 from eventstore.events import Owner
 from projections.session import Session
 from projections.session_views import SessionTasks
@@ -164,7 +164,7 @@ class _Reading:
         """Raises Refusal, LogUnavailable."""
         large = await _large(self._tasks, task, self.room)
         if large:
-            self.room -= _bytes_of(task)
+            self.room -= task.blob_bytes
         return turn_of(number, task, large, await self._events_of(task))
 
     async def _events_of(self, task: Task) -> list[TurnEvent]:
@@ -202,13 +202,9 @@ async def _execute(request: Asked, sessions: Sessions, session_id: str, command:
 
 async def _large(tasks: Tasks, task: Task, room: int) -> Mapping[str, object]:
     """What is too big for the views, where the answer has room for it. Raises LogUnavailable."""
-    if not task.blobs or _bytes_of(task) > room:
+    if not task.blobs or task.blob_bytes > room:
         return {}
     return await tasks.large_fields(task)
-
-
-def _bytes_of(task: Task) -> int:
-    return sum(reference.bytes for reference in set(task.blobs.values()))
 
 
 def _or_default(request: Asked, name: str, default: int, *, low: int, high: int | None = None) -> int:
