@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from app.readers import Circle, Reader, Words
 from eventstore.events import Owner, TaskId
 from eventstore.log import Arrival, Recorded
 from eventstore.tokens import Dialect
@@ -15,51 +16,6 @@ RECENT = 128
 RECENT_BYTES = 64 * 1024
 """Records (and their bytes) kept with an attached task for those who resume; older ones come from the log."""
 MAX_BUFFER = 50_000
-
-
-class Cut(Exception):
-    """This reader was cut off: it fell behind, or what it followed is void. It resumes by id."""
-
-
-class Reader:
-    """What one stream has not written yet, bounded: whoever falls behind is cut off, and no writer waits."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._waiting: deque[Recorded] = deque()
-        self._bytes = 0
-        self._woken = asyncio.Event()
-        self.cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def push(self, recorded: Recorded) -> None:
-        """One more record. Never waits."""
-        if self.cut.done():
-            return
-        self._bytes += len(recorded.stored)
-        if self._bytes > self._max_bytes:
-            self.cut_off("slow")
-            return
-        self._waiting.append(recorded)
-        self._woken.set()
-
-    def cut_off(self, why: str) -> None:
-        """No more for this reader."""
-        if not self.cut.done():
-            self.cut.set_result(why)
-        self._waiting.clear()
-        self._woken.set()
-
-    async def take(self) -> list[Recorded]:
-        """All that is waiting, at least one. Raises Cut."""
-        while not self._waiting:
-            if self.cut.done():
-                raise Cut(self.cut.result())
-            self._woken.clear()
-            await self._woken.wait()
-        taken = list(self._waiting)
-        self._waiting.clear()
-        self._bytes = 0
-        return taken
 
 
 class Ready(Struct, frozen=True):
@@ -85,6 +41,7 @@ class Attached:
         self._recent_bytes = 0
         self.lock = asyncio.Lock()
         self.readers: set[Reader] = set()
+        self._circles: dict[Words, Circle] = {}
         self.bodies: dict[Dialect, bytes] = {}
         self.ready: dict[Dialect, Ready] = {}
         self.buffer: list[Arrival] | None = None
@@ -108,10 +65,26 @@ class Attached:
         self._remember(recorded)
         self.bodies.clear()
         self.ready.clear()
-        for reader in self.readers:
-            reader.push(recorded)
+        for circle in self._circles.values():
+            circle.say(recorded, self.task)
         self.wake()
         return True
+
+    def join(self, reader: Reader, words: Words) -> None:
+        """Have this reader hear all that comes, in these words; it has heard all that is here."""
+        circle = self._circles.get(words)
+        if circle is None:
+            circle = self._circles[words] = Circle(words)
+        circle.join(reader)
+
+    def leave(self, reader: Reader, words: Words) -> None:
+        """A reader that goes, wherever it is."""
+        self.readers.discard(reader)
+        circle = self._circles.get(words)
+        if circle is not None:
+            circle.leave(reader)
+            if not circle:
+                del self._circles[words]
 
     def _remember(self, recorded: Recorded) -> None:
         self.recent.append(recorded)
@@ -129,7 +102,7 @@ class Attached:
     def make_void(self, why: str) -> None:
         """What is known of this task is not true any more (or too uncertain): everybody attaches anew."""
         self.void = True
-        for reader in self.readers:
+        for reader in list(self.readers):
             reader.cut_off(why)
         self.wake()
 

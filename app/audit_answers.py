@@ -18,6 +18,7 @@ from app.audit_feed import AuditFeeds, Question, Reading
 from app.auth import Principal, Revocations
 from app.feed import RESET, RETRY, Streams, abort_later, gone, held, until_over
 from app.metrics import Metrics
+from app.readers import LEFT, Reader
 from app.telling import send_body
 from eventstore.cursor import event_id
 from eventstore.log import Arrival, LogError, LogIsAnother
@@ -68,18 +69,19 @@ class AuditStream:
 
         Raises TooManyFeeds, UnknownCursor, NotAuthenticated, LogUnavailable: before anything was written.
         """
+        reader = Reader()
         with self._feeds.place(self._principal.owner):
             async with (
-                held(self._streams, self._revocations, self._principal) as (reader, revoked),
+                held(self._streams, self._revocations, self._principal, reader),
                 self._feeds.reading(self._question, resets=self._sse) as reading,
             ):
                 if self._sse:
                     # It listens for the client's leaving itself.
-                    writing, leaving = self._write_sse(reading, scope, receive, send), _never()
+                    writing, leaving = self._write_sse(reading, scope, receive, send), None
                 else:
                     writing, leaving = self._write_lines(reading, send), gone(receive)
-                why = await until_over(writing, leaving, revoked, reader.cut)
-        if why is not None:
+                why = await until_over(writing, leaving, reader)
+        if why not in (None, LEFT):
             self._metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", owner=self._principal.owner, feed="audit", why=why)
             abort_later(scope)
@@ -162,7 +164,3 @@ async def _cut_by(writing: Awaitable[None]) -> str | None:
         log.warning("stream.unreadable", feed="audit", error=str(error))
         return "unreadable"
     return None
-
-
-async def _never() -> None:
-    await asyncio.get_running_loop().create_future()

@@ -1,6 +1,7 @@
 """Token -> `Principal`: who is asking, and what they may do."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -182,23 +183,39 @@ class Bearers:
             await self._issuer.close()
 
 
+CutOff = Callable[[str], None]
+
+
+class _Watched:
+    """The open streams of one token, and the timer of its expiry: one for all of them."""
+
+    def __init__(self) -> None:
+        self.cut_offs: set[CutOff] = set()
+        self.timer: asyncio.TimerHandle | None = None
+
+    def end(self, why: str) -> None:
+        for cut_off in list(self.cut_offs):
+            cut_off(why)
+
+
 class Revocations:
     """Breaks open streams whose token was revoked or has expired."""
 
     def __init__(self, tokens: Tokens) -> None:
-        self._watched: dict[str, set[asyncio.Future[str]]] = {}
+        self._watched: dict[str, _Watched] = {}
         self._tokens = tokens
         tokens.on_change(self._changed)
 
-    def watch(self, principal: Principal) -> asyncio.Future[str]:
-        """A future that is done, with the reason, when the principal's token ends. Give it back with `unwatch`."""
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._watched.setdefault(principal.token_hash, set()).add(ended)
-        if principal.expires_at is not None:
-            left_s = (principal.expires_at - datetime.now(UTC)).total_seconds()
-            timer = asyncio.get_running_loop().call_later(max(0.0, left_s), _end, ended, "token_expired")
-            ended.add_done_callback(lambda _: timer.cancel())
-        return ended
+    def watch(self, principal: Principal, cut_off: CutOff) -> None:
+        """Have this called, with the reason, when the principal's token ends. Give it back with `unwatch`."""
+        watched = self._watched.get(principal.token_hash)
+        if watched is None:
+            watched = self._watched[principal.token_hash] = _Watched()
+            if principal.expires_at is not None:
+                left_s = (principal.expires_at - datetime.now(UTC)).total_seconds()
+                loop = asyncio.get_running_loop()
+                watched.timer = loop.call_later(max(0.0, left_s), watched.end, "token_expired")
+        watched.cut_offs.add(cut_off)
 
     async def check(self, principal: Principal) -> None:
         """Raises NotAuthenticated where the token ended between its being judged and its being watched."""
@@ -221,20 +238,19 @@ class Revocations:
             return False
         return False
 
-    def unwatch(self, principal: Principal, ended: asyncio.Future[str]) -> None:
+    def unwatch(self, principal: Principal, cut_off: CutOff) -> None:
         """No longer of interest."""
-        watched = self._watched.get(principal.token_hash, set())
-        watched.discard(ended)
-        if not watched:
-            self._watched.pop(principal.token_hash, None)
-        ended.cancel()
+        watched = self._watched.get(principal.token_hash)
+        if watched is None:
+            return
+        watched.cut_offs.discard(cut_off)
+        if not watched.cut_offs:
+            if watched.timer is not None:
+                watched.timer.cancel()
+            del self._watched[principal.token_hash]
 
     def _changed(self, token_hash: str) -> None:
-        # A changed token may have lost its scope; its streams begin anew and are judged anew.
-        for ended in self._watched.get(token_hash, set()):
-            _end(ended, "token_changed")
-
-
-def _end(ended: asyncio.Future[str], why: str) -> None:
-    if not ended.done():
-        ended.set_result(why)
+        # A changed token may have lost its scope, or live on for longer; its streams begin anew and are judged anew.
+        watched = self._watched.get(token_hash)
+        if watched is not None:
+            watched.end("token_changed")

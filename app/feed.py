@@ -12,12 +12,15 @@ from collections.abc import AsyncGenerator, Coroutine
 import structlog
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Scope, Send
+from msgspec import Struct
 
-from app.attached import Attached, Cut, Reader
+from app.attached import Attached
 from app.auth import Principal, Revocations
 from app.bounds import TooManyStreams
+from app.readers import ENDED, LEFT, Paced, Reader, Straight
 from app.tasks import Tasks
 from app.telling import Body, Carrier, Start, Telling
+from app.wheel import Wheel
 from eventstore.cursor import Cursor, event_id
 from eventstore.events import TaskId, tag_of
 from eventstore.log import LogError, LogUnavailable, Recorded
@@ -30,7 +33,7 @@ RETRY = b"retry: 1000\n\n"
 ABORT = "tasktrail.abort"
 """The ASGI extension by which our server lets a response drop its connection."""
 LINGER_S = 2.0
-LEFT = (OSError, WebSocketDisconnect)
+LEFT_BY = (OSError, WebSocketDisconnect)
 """What a socket raises when its client has left."""
 
 
@@ -44,12 +47,22 @@ RESET = b'event: reset\ndata: {"reason": "unknown_cursor"}\n\n'
 """Said to a reader whose cursor is of another life of the log: forget what you had, it begins again."""
 
 
+class OurCircle(Struct, frozen=True):
+    """Those who hear our own API's words."""
+
+    def said(self, recorded: Recorded, task: Task) -> tuple[bytes]:
+        """One fact is one frame."""
+        del task
+        return (frame(recorded),)
+
+
 class OurWords:
     """Our own API's: one fact is one frame, and the ending fact's is the end."""
 
     opening = RETRY
     ping = PING
     ping_s = math.inf
+    words = OurCircle()
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -71,26 +84,25 @@ class OurWords:
 
 
 class Streams:
-    """The open streams of one process, so that they can be counted and, at a stop, cut."""
+    """The open streams of one process, so that they can be counted, pinged and, at a stop, cut."""
 
     def __init__(self, *, max_bytes: int, ping_s: float, per_token: int) -> None:
         self.max_bytes = max_bytes
-        self.ping_s = ping_s
         self.readers: set[Reader] = set()
+        self.ping_s = ping_s
+        self._wheels: dict[tuple[bytes, float], Wheel] = {}
         self._per_token = per_token
         self._open_of: Counter[str] = Counter()
         self._draining = False
 
-    def reader(self, principal: Principal) -> Reader:
-        """A reader for one stream; `release` it. Raises TooManyStreams."""
+    def take(self, reader: Reader, principal: Principal) -> None:
+        """A place for this reader's stream; `release` it. Raises TooManyStreams."""
         if self.open_of(principal) >= self._per_token and not principal.plan.unlimited:
             raise TooManyStreams(f"at most {self._per_token} streams at once by one token; close one, or come later")
-        reader = Reader(self.max_bytes)
         self.readers.add(reader)
         self._open_of[principal.purse] += 1
         if self._draining:
             reader.cut_off("drain")
-        return reader
 
     def release(self, reader: Reader, principal: Principal) -> None:
         """Not open any more."""
@@ -98,6 +110,15 @@ class Streams:
         self._open_of[principal.purse] -= 1
         if not self._open_of[principal.purse]:
             del self._open_of[principal.purse]
+
+    def wheel(self, telling: Telling) -> Wheel | None:
+        """What pings those who are told so; None: they need none."""
+        if not telling.ping:
+            return None
+        how = telling.ping, min(self.ping_s, telling.ping_s)
+        if how not in self._wheels:
+            self._wheels[how] = Wheel(*how)
+        return self._wheels[how]
 
     def open_of(self, principal: Principal) -> int:
         """How many streams they have open."""
@@ -135,123 +156,130 @@ class TaskStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end, a cut, or the client's leaving."""
+        reader = self._carrier.reader(scope, self._streams.max_bytes)
         self._tasks.metrics.open_streams.inc()
         try:
             async with (
-                held(self._streams, self._revocations, self._principal) as (reader, revoked),
+                held(self._streams, self._revocations, self._principal, reader),
                 self._tasks.attach(self._principal.owner, self._task_id) as attached,
             ):
                 if not attached.task.version:
                     raise LogUnavailable("the log went back")  # the task was there a moment ago; asked again, it is 404
-                attached.readers.add(reader)
-                try:
-                    writing = self._write(attached, reader, send)
-                    why = await until_over(writing, gone(receive), revoked, reader.cut)
-                finally:
-                    attached.readers.discard(reader)
+                telling = Follow(self._tasks, attached, reader, self._telling, self._carrier)
+                why = await telling.through(receive, send, self._streams.wheel(self._telling))
         finally:
             self._tasks.metrics.open_streams.dec()
-        if why is not None:
+        if why not in (ENDED, LEFT):
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task_id, why=why)
             abort_later(scope)
             for_good = await self._revocations.for_good(self._principal, why)
-            with contextlib.suppress(*LEFT):  # (or takes nothing)
+            with contextlib.suppress(*LEFT_BY):  # (or takes nothing)
                 await self._carrier.cut(send, for_good=for_good)
 
-    async def _write(self, attached: Attached, reader: Reader, send: Send) -> str | None:
-        telling, carrier = self._telling, self._carrier
+
+class Follow:
+    """One reader's way through one task: all that was, at the pace of its client; then, with all others, what comes."""
+
+    def __init__(self, tasks: Tasks, attached: Attached, reader: Reader, telling: Telling, carrier: Carrier) -> None:
+        self._tasks = tasks
+        self._attached = attached
+        self._reader = reader
+        self._telling = telling
+        self._carrier = carrier
+
+    async def through(self, receive: Receive, send: Send, wheel: Wheel | None) -> str:
+        """To ENDED, LEFT, or why it was cut off."""
+        attached, reader = self._attached, self._reader
+        attached.readers.add(reader)
+        place = None if wheel is None else wheel.add(reader)
+        straight = isinstance(reader, Straight)
+        try:
+            why = await until_over(self._write(send), None if straight else gone(receive), reader)
+            if why is None:  # it is told straight, and costs nothing but this wait
+                why = await reader.over
+                if why == ENDED:
+                    await self._carrier.end(send)
+            return why
+        finally:
+            attached.leave(reader, self._telling.words)
+            if wheel is not None and place is not None:
+                wheel.remove(reader, place)
+
+    async def _write(self, send: Send) -> str | None:
+        """Until it is over, or (None) goes on straight."""
+        telling, carrier, reader = self._telling, self._carrier, self._reader
         try:
             await carrier.open(send)
             await carrier.carry(send, [telling.opening])
-            start = await telling.start(attached)
-            pages = self._tasks.follow(attached, reader, after=start.after, genuine=start.genuine)
-            ping_s = min(self._streams.ping_s, telling.ping_s)
-            async with contextlib.aclosing(_with_pings(pages, ping_s)) as pinged:
-                async for page in pinged:
-                    said = [telling.ping] if page == [] else telling.pieces(page, attached.task)
-                    await carrier.carry(send, said)
-            await carrier.carry(send, await telling.closing(attached))
-        except Cut as cut:
-            return str(cut)
+            await self._catch_up(send)
+            if not self._attached.task.ended:
+                # Nothing was awaited since it had all that there is: it misses nothing, and hears nothing twice.
+                self._attached.join(reader, telling.words)
+                if isinstance(reader, Straight):
+                    return None
+                await self._pass_on(send)
+                if reader.over.result() != ENDED:
+                    return reader.over.result()
+            else:
+                await carrier.carry(send, await telling.closing(self._attached))
         except TimeoutError:
             return "stalled"
-        except LEFT:
-            return None
+        except LEFT_BY:
+            return LEFT
         except LogError as error:
-            log.warning("stream.unreadable", task_id=self._task_id, error=str(error))
+            log.warning("stream.unreadable", task_id=self._attached.task_id, error=str(error))
             return "unreadable"
         await carrier.end(send)
-        return None
+        return ENDED
+
+    async def _catch_up(self, send: Send) -> None:
+        telling, attached = self._telling, self._attached
+        start = await telling.start(attached)
+        pages = self._tasks.catch_up(attached, after=start.after, genuine=start.genuine)
+        async for page in pages:
+            await self._carrier.carry(send, telling.pieces(page, attached.task))
+
+    async def _pass_on(self, send: Send) -> None:
+        assert isinstance(self._reader, Paced)
+        while pieces := await self._reader.take():
+            await self._carrier.carry(send, pieces)
 
 
 @contextlib.asynccontextmanager
 async def held(
-    streams: Streams, revocations: Revocations, principal: Principal
-) -> AsyncGenerator[tuple[Reader, asyncio.Future[str]]]:
+    streams: Streams, revocations: Revocations, principal: Principal, reader: Reader
+) -> AsyncGenerator[None]:
     """What an open stream holds: a place among those that a drain cuts, and an ear for its token's end.
 
     Raises TooManyStreams, NotAuthenticated.
     """
-    reader = streams.reader(principal)
-    revoked = revocations.watch(principal)
+    streams.take(reader, principal)
+    revocations.watch(principal, reader.cut_off)
     try:
         await revocations.check(principal)
-        yield reader, revoked
+        yield
     finally:
-        revocations.unwatch(principal, revoked)
+        revocations.unwatch(principal, reader.cut_off)
         streams.release(reader, principal)
+        reader.cut_off(LEFT)  # whoever is about to tell it something finds it gone
 
 
 async def until_over(
-    writing: Coroutine[None, None, str | None],
-    leaving: Coroutine[None, None, None],
-    revoked: asyncio.Future[str],
-    cut: asyncio.Future[str],
+    writing: Coroutine[None, None, str | None], leaving: Coroutine[None, None, None] | None, reader: Reader
 ) -> str | None:
-    """Write to the end, until the client leaves, or until a cut: then why. (None: it came to its end, or they left.)"""
-    works = asyncio.ensure_future(writing), asyncio.ensure_future(leaving)
-    written = works[0]
+    """Write until that is over, the client leaves, or the reader is over: then why. (What was written says why itself.)"""
+    written = asyncio.ensure_future(writing)
+    works = [written] if leaving is None else [written, asyncio.ensure_future(leaving)]
     try:
-        await asyncio.wait({*works, revoked, cut}, return_when=asyncio.FIRST_COMPLETED)
-        if revoked.done():
-            return revoked.result()
-        if written.done():
-            return written.result()
-        return cut.result() if cut.done() else None
+        await asyncio.wait({*works, reader.over}, return_when=asyncio.FIRST_COMPLETED)
+        if reader.over.done() and reader.over.result() != ENDED:
+            return reader.over.result()
+        return await written if written.done() or reader.over.done() else LEFT
     finally:
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
-
-
-async def _with_pings(
-    pages: AsyncGenerator[list[Recorded] | None], every_s: float
-) -> AsyncGenerator[list[Recorded] | None]:
-    """The pages, and an empty one whenever nothing came for so long."""
-    async with contextlib.aclosing(pages):
-        while True:
-            page = asyncio.ensure_future(_next(pages))
-            try:
-                while not (await asyncio.wait({page}, timeout=every_s))[0]:
-                    yield []
-            finally:
-                page.cancel()  # no harm to one that is done; and its outcome is looked at in any case
-                await asyncio.gather(page, return_exceptions=True)
-            found = page.result()
-            if isinstance(found, tuple):
-                return
-            yield found
-
-
-END: tuple[Recorded, ...] = ()
-
-
-async def _next(pages: AsyncGenerator[list[Recorded] | None]) -> list[Recorded] | tuple[Recorded, ...] | None:
-    try:
-        return await anext(pages)
-    except StopAsyncIteration:
-        return END
 
 
 def abort_later(scope: Scope, after_s: float = LINGER_S) -> None:

@@ -1,9 +1,9 @@
-"""Following a task: its history, then what comes, in one iterator. Replay and live are one path."""
+"""The history of a task, as whoever follows it gets it: up to where it goes on live."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from app.attached import Attached, Reader
+from app.attached import Attached
 from eventstore.log import EventLog, LogUnavailable, Recorded, Tail
 
 PAGE = 256
@@ -15,29 +15,26 @@ TRIES = 40
 TRY_EVERY_S = 0.05
 
 
-async def follow(
+async def catch_up(
     log: EventLog,
     tail: Tail,
     attached: Attached,
-    reader: Reader,
     *,
     after: int,
     genuine: Callable[[Recorded], bool] | None,
 ) -> AsyncGenerator[list[Recorded] | None]:
-    """As `Tasks.follow` promises."""
-    up_to = attached.task.sequence
+    """As `Tasks.catch_up` promises."""
     if after and not await _is_known(log, tail, attached, after, genuine):
         yield None
         after = 0
-    while after < up_to:
-        page = await history_page(log, attached, after, up_to)
+    if after > attached.task.sequence:
+        await tail.catch_up()  # its reader heard more by another process: told live, it would hear that twice
+        if attached.filling is not None:
+            await asyncio.shield(attached.filling)
+    while after < attached.task.sequence:
+        page = await history_page(log, attached, after, attached.task.sequence)
         after = page[-1].sequence
         yield page
-    while not (attached.task.ended and after >= attached.task.sequence):
-        page = [recorded for recorded in await reader.take() if recorded.sequence > after]
-        if page:
-            after = page[-1].sequence
-            yield page
 
 
 async def history(log: EventLog, attached: Attached) -> AsyncGenerator[Recorded]:

@@ -12,6 +12,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.feed import ABORT
+from app.lines import LINE, Line
 from app.rooms import Rooms
 from app.sockets import SOCKETS
 from app.uploads import BODY_S, SILENCE_S
@@ -33,6 +34,7 @@ class Protocol(HttpToolsProtocol):
     _patience: TimerHandle | None = None
     _expecting = False
     _answering: RequestResponseCycle | None = None
+    _line: Line | None = None
 
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         """Somebody is there."""
@@ -49,6 +51,7 @@ class Protocol(HttpToolsProtocol):
             # uvicorn tells only the last of several requests that came at once, which has not begun yet.
             self._answering.disconnected = True
             self._answering.message_event.set()
+        self._end_line()
 
     def data_received(self, data: bytes) -> None:
         """A piece of a request, or several requests."""
@@ -70,7 +73,6 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._expect(HEAD_S, HEAD_S)
         self._head_bytes = 0
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request's target."""
@@ -92,9 +94,21 @@ class Protocol(HttpToolsProtocol):
         self._expect_nothing()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """An answer is at its end, also one that was not to have a body."""
+        self._end_line()
+        super().on_response_complete()
+
+    def _end_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.end()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         super()._start_asgi_task(cycle, app)
         self._answering = cycle
+        self._line = Line(self.transport, self.flow)
+        cycle.scope["extensions"] = {ABORT: {"abort": self.transport.abort}, LINE: {"line": self._line}}
 
     def _expect(self, silence_s: float, in_all_s: float) -> None:
         self._expecting = True

@@ -12,11 +12,11 @@ import uuid_utils
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.attached import MAX_BUFFER, Attached, Reader
+from app.attached import MAX_BUFFER, Attached
 from app.commands import Command, CreateTask
 from app.decide import Rejected, decide
 from app.files import Upload, stored
-from app.following import follow
+from app.following import catch_up
 from app.history import Viewed, read_history, read_up_to
 from app.keys import hashed_key, keyed_task_id
 from app.metrics import Metrics
@@ -358,21 +358,16 @@ class Tasks:
 
     # --- following ------------------------------------------------------------------------------------------------
 
-    def follow(
-        self,
-        attached: Attached,
-        reader: Reader,
-        *,
-        after: int,
-        genuine: Callable[[Recorded], bool] | None = None,
+    def catch_up(
+        self, attached: Attached, *, after: int, genuine: Callable[[Recorded], bool] | None = None
     ) -> AsyncGenerator[list[Recorded] | None]:
-        """History after a sequence, then live, in one iterator: lists of records; its end is the task's end.
+        """History after a sequence, in lists of records, up to all that is attached. Whoever joins a task's circle as
+        soon as this comes to its end, before anything else is awaited, follows it without a gap.
 
         `genuine` judges the record at `after`: where it says no, or there is none, the first item is None (a reset)
-        and the history comes from its beginning. The caller has put `reader` among the task's readers before the
-        first item is asked for, and takes it out. Raises Cut, LogUnavailable.
+        and the history comes from its beginning. Raises LogUnavailable.
         """
-        return follow(self.log, self.tail, attached, reader, after=after, genuine=genuine)
+        return catch_up(self.log, self.tail, attached, after=after, genuine=genuine)
 
     # --- the tail -------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from litestar.types import Message, Send
+from litestar.types import Message, Scope, Send
 from msgspec import Struct
 
 from app.attached import Attached
+from app.lines import lent
+from app.readers import STALLED_S, Paced, Reader, Straight, Words
 from eventstore.log import Recorded
 from projections.task import Task
 
@@ -16,7 +18,6 @@ HEADERS: list[tuple[bytes, bytes]] = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-STALLED_S = 60.0
 ENDED = 1000
 TRY_AGAIN = 1013
 NOT_YOURS = 1008
@@ -50,17 +51,26 @@ class Telling(Protocol):
         """Raises LogUnavailable."""
         ...
 
+    @property
+    def words(self) -> Words:
+        """What tells it live, once it has caught up."""
+        ...
+
     def pieces(self, page: list[Recorded] | None, task: Task) -> list[bytes]:
-        """What these records are; None: forget what you had, it begins again."""
+        """What these records are while it catches up; None: forget what you had, it begins again."""
         ...
 
     async def closing(self, attached: Attached) -> list[bytes]:
-        """What is still to be said when the task has ended, and all its records were told. Raises LogUnavailable."""
+        """What is still to be said to whoever has caught up with a task that has ended. Raises LogUnavailable."""
         ...
 
 
 class Carrier(Protocol):
     """What brings the pieces to the reader. Raises TimeoutError for one that takes nothing for so long."""
+
+    def reader(self, scope: Scope, max_bytes: int) -> Reader:
+        """Who hears what is told live over this; it holds so many bytes at most."""
+        ...
 
     async def open(self, send: Send) -> None: ...
 
@@ -77,6 +87,10 @@ class Carrier(Protocol):
 
 class Body:
     """A response's body; a cut leaves it unfinished, and the connection is dropped."""
+
+    def reader(self, scope: Scope, max_bytes: int) -> Reader:
+        line = lent(scope)
+        return Paced(max_bytes) if line is None else Straight(line, max_bytes)
 
     async def open(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -95,6 +109,10 @@ class Body:
 
 class Socket:
     """A WebSocket: each piece is a message."""
+
+    def reader(self, scope: Scope, max_bytes: int) -> Reader:
+        del scope
+        return Paced(max_bytes)
 
     async def open(self, send: Send) -> None:
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})

@@ -17,6 +17,7 @@ from app.bounds import NoRoom
 from app.dialects.nanonets import agent_id, bare
 from app.feed import Streams, abort_later, gone, held, until_over
 from app.following import READING, history_page
+from app.readers import LEFT, Reader
 from app.tasks import Tasks
 from app.telling import send_body
 from eventstore.events import (
@@ -96,9 +97,10 @@ class History:
         LogUnavailable: before anything was written."""
         self._held = held_by(scope)
         await self._held.more(READING)
-        async with held(self._streams, self._revocations, self._principal) as (reader, revoked):
-            why = await until_over(self._write(send), gone(receive), revoked, reader.cut)
-        if why is not None:
+        reader = Reader()
+        async with held(self._streams, self._revocations, self._principal, reader):
+            why = await until_over(self._write(send), gone(receive), reader)
+        if why not in (None, LEFT):
             self._tasks.metrics.streams_cut.labels(why).inc()
             log.info("stream.cut", task_id=self._task.task_id, why=why)
             abort_later(scope)

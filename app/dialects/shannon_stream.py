@@ -60,6 +60,18 @@ class Voice(Struct, frozen=True):
     ping: bytes
 
 
+class ShannonCircle(Struct, frozen=True):
+    """Those who hear the same events by the same voice. The ending's last is said to all, whatever their filter."""
+
+    types: frozenset[str]
+    voice: Voice
+
+    def said(self, recorded: Recorded, task: Task) -> list[bytes]:
+        """The events that they want."""
+        told = _told(recorded, task.agent, _usage(recorded, task), self.voice)
+        return [piece for event, piece in told if wanted(event, self.types) or event.type == "STREAM_END"]
+
+
 def _reset(task_id: TaskId) -> bytes:
     message = "unknown last_event_id: the story begins again"
     return msgspec.json.encode({"workflow_id": task_id, "type": "reset", "message": message})
@@ -86,6 +98,7 @@ class ShannonWords:
         self._types = types
         self._voice = voice
         self._at_end = False
+        self.words = ShannonCircle(types, voice)
         self.opening = voice.connected(task_id)
         self.ping = voice.ping
 
@@ -122,16 +135,17 @@ class ShannonWords:
         return self.pieces(last, task)
 
     def _of(self, recorded: Recorded, task: Task) -> list[bytes]:
-        ending = isinstance(recorded.record.fact, Ending)
-        self._at_end = self._at_end or ending
+        self._at_end = self._at_end or isinstance(recorded.record.fact, Ending)
         said: list[bytes] = []
-        for index, (event, piece) in enumerate(
-            _told(recorded, task.agent, task.usage if ending else None, self._voice)
-        ):
+        for index, (event, piece) in enumerate(_told(recorded, task.agent, _usage(recorded, task), self._voice)):
             passes = wanted(event, self._types) and not self._position.is_past(recorded, index)
             if passes or event.type == "STREAM_END":
                 said.append(piece)
         return said
+
+
+def _usage(recorded: Recorded, task: Task) -> Usage | None:
+    return task.usage if isinstance(recorded.record.fact, Ending) else None
 
 
 @lru_cache(maxsize=SHARED)

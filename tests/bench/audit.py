@@ -28,6 +28,15 @@ async def serving(
     nats: NatsAddress, *options: str, scopes: tuple[Scope, ...] = ("audit", "audit:all")
 ) -> AsyncGenerator[tuple[str, str]]:
     """An API process; its URL, and a token that hears everything, or has these scopes."""
+    async with served(nats, *options, scopes=scopes) as (url, token, _):
+        yield url, token
+
+
+@asynccontextmanager
+async def served(
+    nats: NatsAddress, *options: str, scopes: tuple[Scope, ...] = ("audit", "audit:all")
+) -> AsyncGenerator[tuple[str, str, int]]:
+    """The same, and the process's number."""
     connection = await Connection.open(nats, "bench")
     tokens = await Tokens.open(connection)
     token = new_token()
@@ -43,7 +52,7 @@ async def serving(
         async with asyncio.timeout(30), httpx.AsyncClient(base_url=url) as client:
             while not await _is_ready(client):  # noqa: ASYNC110  # another process's readiness
                 await asyncio.sleep(0.05)
-        yield url, token
+        yield url, token, api.pid
     finally:
         api.terminate()
         await api.wait()

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Literal
 
 from hypothesis import strategies as st
+from litestar.types import HTTPReceiveMessage, Message
 from msgspec import Struct
 
-from app.attached import Cut, Reader
 from app.commands import (
     CancelTask,
     Command,
@@ -22,10 +21,11 @@ from app.commands import (
     ResumeTask,
 )
 from app.decide import Rejected
-from app.feed import OurWords, frame
+from app.feed import Follow, OurWords, frame
 from app.metrics import Metrics
+from app.readers import ENDED, LEFT, Paced, Straight
 from app.tasks import Cause, Tasks
-from app.telling import Telling
+from app.telling import Body, Telling
 from eventstore.cursor import BEGINNING, cursor_of
 from eventstore.events import Owner, TaskId
 from eventstore.log import EventLog
@@ -55,6 +55,7 @@ class Reading(Struct, frozen=True):
     resumes_by: Literal["id", "sequence"] = "id"
     room_bytes: int = 1_000_000
     dawdles: bool = False
+    straight: bool = True
 
 
 readings = st.builds(
@@ -64,6 +65,7 @@ readings = st.builds(
     resumes_by=st.sampled_from(["id", "id", "sequence"]),
     room_bytes=st.sampled_from([1_000_000, 3_000]),
     dawdles=st.booleans(),
+    straight=st.booleans(),
 )
 readers = st.lists(st.lists(readings, max_size=4), min_size=1, max_size=5)
 """What each of some readers does before its last connection, which reads to the end."""
@@ -160,37 +162,83 @@ def our_words(tasks: Tasks, task_id: TaskId, received: Received, resumes_by: Lit
     return OurWords(cursor_of(last) if last else BEGINNING)
 
 
+class Client:
+    """One connection's other side: a socket into which it is written straight, or a body that is taken piece by piece.
+    It leaves after so many frames; a dawdler takes what is written only now and then."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.frames: list[bytes] = []
+        self.resets = 0
+        self.left = asyncio.Event()
+        self._takes = reading.takes
+        self._dawdles = reading.dawdles
+        self._bytes = 0
+        self._on_end: Callable[[], None] | None = None
+
+    @property
+    def full(self) -> bool:
+        return self._bytes > 0
+
+    @property
+    def waiting(self) -> int:
+        return self._bytes
+
+    def tell_of_end(self, on_end: Callable[[], None]) -> None:
+        self._on_end = on_end
+
+    def write(self, chunk: bytes) -> None:
+        size, _, rest = chunk.partition(b"\r\n")
+        assert len(rest) == int(size, 16) + 2
+        assert rest.endswith(b"\r\n")
+        if self._dawdles:
+            if not self._bytes:
+                asyncio.get_running_loop().call_later(0.005, self._take_all)
+            self._bytes += len(chunk)
+        self._hear(rest[:-2])
+
+    def _take_all(self) -> None:
+        self._bytes = 0
+
+    async def send(self, message: Message) -> None:
+        """What is written before it goes on straight, or all of it."""
+        if self._dawdles:
+            await asyncio.sleep(0.003)
+        if message["type"] == "http.response.body":
+            self._hear(message["body"])
+
+    async def receive(self) -> HTTPReceiveMessage:
+        """Nothing, until it leaves."""
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    def _hear(self, text: bytes) -> None:
+        for piece in text.split(b"\n\n")[:-1]:
+            if piece.startswith(b"event: reset"):
+                self.resets += 1
+                self.frames = []
+            elif not piece.startswith((b":", b"retry:")) and len(self.frames) < self._takes:
+                self.frames.append(piece + b"\n\n")
+        if len(self.frames) >= self._takes and not self.left.is_set():
+            self.left.set()
+            if self._on_end is not None:
+                self._on_end()
+
+
 async def read_once(
     tasks: Tasks, task_id: TaskId, received: Received, reading: Reading, words: Words = our_words
 ) -> None:
-    """One connection, from where the reader is: as `TaskStream` does it."""
-    telling, left = words(tasks, task_id, received, reading.resumes_by), reading.takes
+    """One connection, from where the reader is."""
+    telling = words(tasks, task_id, received, reading.resumes_by)
+    client = Client(reading)
+    reader = Straight(client, reading.room_bytes) if reading.straight else Paced(reading.room_bytes)
     async with tasks.attach(ANN, task_id) as attached:
-        reader = Reader(reading.room_bytes)
-        attached.readers.add(reader)
-        try:
-            if reading.dawdles:
-                await asyncio.sleep(0.002)  # the head of the answer is on its way
-            start = await telling.start(attached)
-            pages = tasks.follow(attached, reader, after=start.after, genuine=start.genuine)
-            async with aclosing(pages):
-                async for page in pages:
-                    if page is None:
-                        received.resets += 1
-                        received.frames = []
-                    pieces = telling.pieces(page, attached.task)
-                    received.frames += pieces[:left]
-                    left -= len(pieces)
-                    if left <= 0:
-                        return
-                    if reading.dawdles:
-                        await asyncio.sleep(0.005)
-            received.frames += await telling.closing(attached)
-            received.ended = True
-        except Cut:
-            received.cuts += 1
-        finally:
-            attached.readers.discard(reader)
+        why = await Follow(tasks, attached, reader, telling, Body()).through(client.receive, client.send, None)
+    if client.resets:
+        received.resets += client.resets
+        received.frames = []
+    received.frames += client.frames
+    received.ended = why == ENDED and not client.left.is_set()
+    received.cuts += why not in (ENDED, LEFT)
 
 
 async def read_whole(tasks: Tasks, task_id: TaskId, readings: list[Reading], words: Words = our_words) -> Received:
@@ -202,7 +250,7 @@ async def read_whole(tasks: Tasks, task_id: TaskId, readings: list[Reading], wor
         if not received.ended:
             await read_once(tasks, task_id, received, reading, words)
     while not received.ended:
-        await read_once(tasks, task_id, received, Reading(0, 1_000_000), words)
+        await read_once(tasks, task_id, received, Reading(0, 1_000_000, straight=received.cuts % 2 == 0), words)
     return received
 
 

@@ -1,0 +1,275 @@
+"""Streams: from a fact's append to its frame at the client, how many of them reach how many clients, and what one costs.
+
+Beside a bare asyncio protocol that sends the same bytes (broadcasting.py); the clients are a program in C (listeners.c).
+"""
+
+import asyncio
+import contextlib
+import gc
+import shutil
+import statistics
+import sys
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from eventstore.log import task_subject
+from eventstore.server import EmbeddedServer
+from tests.bench.audit import QUIET, served
+from tests.bench.emitting import Speaker
+from tests.bench.figures import Figure
+from tests.bench.records import OWNER
+from tests.projections.databases import Cluster
+from tests.walk.serving import free_port
+
+MANY, VERY_MANY = 1_000, 10_000
+SOON_MS = 10.0
+STEP_S = 2.0
+RATES = (60, 100, 120, 140, 170, 200, 250, 300)
+"""Facts a second, each told to a thousand clients."""
+PAUSE_S = 0.2
+
+
+class Heard(Struct):
+    """What the clients report: frames in all; of one client since its beginning, the least and the most; how long they
+    were under way."""
+
+    frames: int
+    least: int
+    most: int
+    cut: int
+    p50_ns: int
+    p99_ns: int
+    most_ns: int
+    seconds: float
+    bytes: int
+
+
+class Listeners:
+    """So many clients of one stream, in a process of their own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, opened_s: float) -> None:
+        self._process = process
+        self.opened_s = opened_s
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, program: Path, url: str, path: str, token: str, count: int) -> AsyncGenerator["Listeners"]:
+        """All of them have the head of their answer."""
+        lines = [f"GET {path} HTTP/1.1", "Host: bench", "Accept: text/event-stream", f"Authorization: Bearer {token}"]
+        process = await asyncio.create_subprocess_exec(
+            program, str(urlsplit(url).port), str(count), stdin=PIPE, stdout=PIPE
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write("\n".join([*lines, "", "GO", ""]).encode())
+            async with asyncio.timeout(60):
+                said = await process.stdout.readline()
+            yield cls(process, float(said.split()[1]))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def report(self) -> Heard:
+        """What came since the last report."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"REPORT\n")
+        return msgspec.json.decode(await self._process.stdout.readline(), type=Heard)
+
+    async def heard(self, each: int, within_s: float = 10.0) -> Heard:
+        """What came since the last report, once everybody has so many frames, or the time is over."""
+        until = time.monotonic() + within_s
+        whole = await self.report()
+        while whole.least < each and not whole.cut and time.monotonic() < until:
+            await asyncio.sleep(PAUSE_S)
+            whole = _together(whole, await self.report())
+        return whole
+
+
+def _together(one: Heard, more: Heard) -> Heard:
+    """Two reports, the second of what was late: its times are the worse ones."""
+    if not more.frames:
+        return one
+    late = more.p99_ns if more.frames * 100 > one.frames else one.p99_ns
+    return Heard(
+        frames=one.frames + more.frames,
+        least=more.least,
+        most=more.most,
+        cut=more.cut,
+        p50_ns=one.p50_ns,
+        p99_ns=max(one.p99_ns, late),
+        most_ns=max(one.most_ns, more.most_ns),
+        seconds=one.seconds + more.seconds,
+        bytes=one.bytes + more.bytes,
+    )
+
+
+class Side(Struct):
+    """Who tells it: ours or bare; where, by which path and token, and which process it is."""
+
+    name: str
+    url: str
+    path: str
+    token: str
+    pid: int
+
+
+async def streams(directory: Path, _records: int, _: Cluster | None) -> list[Figure]:
+    """All that there is to say of them."""
+    program = await _compiled(directory)
+    if program is None:
+        return [Figure(name="streams", values=[], unit="", missing="cc is not installed: apt-get install gcc libc6-dev")]
+    server = await EmbeddedServer.start(directory / "log")
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            options = (*QUIET, "--reads", "bounded", "--streams-per-token", str(2 * VERY_MANY))
+            scopes = ("tasks:read", "tasks:write")
+            url, token, pid = await stack.enter_async_context(served(server.address, *options, scopes=scopes))
+            speaker = await Speaker.open(server.address)
+            stack.push_async_callback(speaker.close)
+            ours = Side("ours", url, f"/tasks/{speaker.task_id}/events", token, pid)
+            subject = task_subject(OWNER, speaker.task_id)
+            bare = await stack.enter_async_context(_bare(server.address.url, subject))
+            figures = await _latencies(program, speaker, [ours, bare])
+            figures += await _fan_outs(program, speaker, [ours, bare])
+            figures += await _idle(program, speaker, ours)
+            return figures
+    finally:
+        await server.stop()
+
+
+async def _compiled(directory: Path) -> Path | None:
+    if shutil.which("cc") is None:
+        return None
+    program = directory / "listeners"
+    source = Path(__file__).with_name("listeners.c")
+    process = await asyncio.create_subprocess_exec("cc", "-O2", "-o", program, source)
+    assert await process.wait() == 0
+    return program
+
+
+@contextlib.asynccontextmanager
+async def _bare(nats_url: str, subject: str) -> AsyncGenerator[Side]:
+    port = free_port()
+    command = (sys.executable, "-m", "tests.bench.broadcasting", str(port), nats_url, subject)
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        async with asyncio.timeout(30):
+            while not await _listens(port):  # noqa: ASYNC110  # another process's readiness
+                await asyncio.sleep(0.05)
+        yield Side("bare", f"http://127.0.0.1:{port}", "/", "", process.pid)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _latencies(program: Path, speaker: Speaker, sides: list[Side]) -> list[Figure]:
+    """(c) From before the append to the frame at the client, one fact at a time."""
+    appends_ms = [await speaker.appended_s() * 1000 for _ in range(500)]
+    append_ms = statistics.median(appends_ms)
+    figures = [Figure(name="one bare append", values=[append_ms], unit="ms")]
+    for side in sides:
+        for count in (1, 100):
+            async with Listeners.open(program, side.url, side.path, side.token, count) as listeners:
+                before = (await listeners.heard(0)).most
+                await asyncio.sleep(PAUSE_S)
+                before = max(before, (await listeners.report()).most)
+                said = await speaker.say_at(250, STEP_S)
+                heard = await listeners.heard(before + said)
+            p50, p99 = heard.p50_ns / 1e6, heard.p99_ns / 1e6
+            who = f"{side.name}, {count} client{'s' if count > 1 else ''}"
+            under: dict[str, float] = {"aim": SOON_MS} if side.name == "ours" else {}
+            figures += [
+                Figure(name=f"append to frame, {who}, p50", values=[p50], unit="ms"),
+                Figure(name=f"append to frame, {who}, p99", values=[p99], unit="ms", than="under", **under),
+            ]
+            if side.name == "ours":
+                figures.append(
+                    Figure(
+                        name=f"append to frame, {who}",
+                        values=[p50 / append_ms],
+                        unit="x",
+                        share_of="a bare append",
+                        aim=3,
+                        than="under",
+                    )
+                )
+    return figures
+
+
+async def _fan_outs(program: Path, speaker: Speaker, sides: list[Side]) -> list[Figure]:
+    """(d) A thousand streams on one task, told more and more."""
+    soon: dict[str, float] = {}
+    most: dict[str, float] = {}
+    for side in sides:
+        async with Listeners.open(program, side.url, side.path, side.token, MANY) as listeners:
+            await asyncio.sleep(PAUSE_S)
+            before = (await listeners.report()).most
+            for rate in RATES:
+                since = time.monotonic()
+                said = await speaker.say_at(rate, STEP_S)
+                before += said
+                heard = await listeners.heard(before)
+                reached = heard.frames / max(heard.seconds, time.monotonic() - since - PAUSE_S)
+                print(side.name, rate, heard, f"{reached:,.0f}")
+                if heard.cut or heard.least < before:
+                    break
+                most[side.name] = max(most.get(side.name, 0.0), heard.frames / heard.seconds)
+                if heard.p99_ns / 1e6 < SOON_MS:
+                    soon[side.name] = heard.frames / heard.seconds
+    aims = {"ours": (120_000.0, 190_000.0)}
+    figures: list[Figure] = []
+    for name in soon:
+        aim_soon, aim_most = aims.get(name, (None, None))
+        figures += [
+            Figure(name=f"{MANY:,} streams, {name}, p99 under 10 ms", values=[soon[name]], unit="frames/s", aim=aim_soon),
+            Figure(name=f"{MANY:,} streams, {name}, the most", values=[most[name]], unit="frames/s", aim=aim_most),
+        ]
+    return figures
+
+
+async def _idle(program: Path, speaker: Speaker, ours: Side) -> list[Figure]:
+    """What an idle stream costs; that each of very many hears a fact all the same."""
+    figures: list[Figure] = []
+    for count in (MANY, VERY_MANY):
+        before_kb = _memory_kb(ours.pid)
+        async with Listeners.open(program, ours.url, ours.path, ours.token, count) as listeners:
+            await asyncio.sleep(1.0)
+            taken_kb = _memory_kb(ours.pid) - before_kb
+            heard = await listeners.heard(0)
+            await speaker.say()
+            told = await listeners.heard(heard.most + 1)
+            assert told.least == told.most, told
+            figures += [
+                Figure(name=f"{count:,} idle streams, memory of one", values=[taken_kb / count], unit="KB"),
+                Figure(name=f"{count:,} idle streams, opened", values=[count / listeners.opened_s], unit="streams/s"),
+                Figure(name=f"{count:,} idle streams, the last told", values=[told.most_ns / 1e6], unit="ms"),
+            ]
+            print(count, taken_kb, told)
+        await asyncio.sleep(1.0)
+    return figures
+
+
+def _memory_kb(pid: int) -> int:
+    gc.collect()
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no memory is told of")
