@@ -48,6 +48,7 @@ class Attached:
         self.filling: asyncio.Task[None] | None = None
         self.void = False
         self.pins = 0
+        self.reading: dict[tuple[int, int], asyncio.Task[list[Recorded]]] = {}
         self._changed: set[asyncio.Future[None]] = set()
 
     @property

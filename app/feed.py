@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine
+from functools import lru_cache
 
 import structlog
 from litestar.exceptions import WebSocketDisconnect
@@ -33,12 +34,23 @@ RETRY = b"retry: 1000\n\n"
 ABORT = "tasktrail.abort"
 """The ASGI extension by which our server lets a response drop its connection."""
 LINGER_S = 2.0
+KEPT, SMALL = 1024, 4096
+"""So many frames of records of so many bytes are kept: many readers of one task come, or come again, at the same time."""
 LEFT_BY = (OSError, WebSocketDisconnect)
 """What a socket raises when its client has left."""
 
 
 def frame(recorded: Recorded) -> bytes:
     """One fact as one frame; `data:` is the stored record as it is."""
+    return _kept_frame(recorded) if len(recorded.stored) <= SMALL else _frame(recorded)
+
+
+@lru_cache(maxsize=KEPT)
+def _kept_frame(recorded: Recorded) -> bytes:
+    return _frame(recorded)
+
+
+def _frame(recorded: Recorded) -> bytes:
     head = f"id: {event_id(recorded)}\nevent: {tag_of(recorded.record.fact)}\ndata: "
     return head.encode() + recorded.stored + b"\n\n"
 

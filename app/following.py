@@ -63,14 +63,31 @@ async def _is_known(
 async def history_page(
     log: EventLog, attached: Attached, after: int, up_to: int, *, limit: int = PAGE
 ) -> list[Recorded]:
-    """The next records of the history, at least one: from memory if it reaches back so far, else from the log."""
+    """The next records of the history, at least one: from memory if it reaches back so far, else from the log. Those
+    who read on from the same place at the same time share one reading."""
     recent = attached.recent
     if recent and (recent[0].record.version == 1 or recent[0].sequence <= after):
         return [recorded for recorded in recent if after < recorded.sequence <= up_to]
+    where = after, limit
+    reading = attached.reading.get(where)
+    if reading is None:
+        reading = attached.reading[where] = asyncio.ensure_future(_read(log, attached, after, up_to, limit))
+        reading.add_done_callback(lambda done: _forget(attached, where, done))
+    # Whoever asked for it first may leave: it goes on for the others.
+    page = [recorded for recorded in await asyncio.shield(reading) if recorded.sequence <= up_to]
+    return page or await _read(log, attached, after, up_to, limit)
+
+
+def _forget(attached: Attached, where: tuple[int, int], done: asyncio.Task[list[Recorded]]) -> None:
+    del attached.reading[where]
+    if not done.cancelled():
+        done.exception()  # seen, also where nobody waits for it any more
+
+
+async def _read(log: EventLog, attached: Attached, after: int, up_to: int, limit: int) -> list[Recorded]:
     for _ in range(TRIES):
         page = await log.read(attached.owner, attached.task_id, after=after, limit=limit, max_bytes=PAGE_BYTES)
-        page = [recorded for recorded in page if recorded.sequence <= up_to]
-        if page:
+        if page and page[0].sequence <= up_to:
             return page
         await asyncio.sleep(TRY_EVERY_S)  # a replica that is behind
     raise LogUnavailable(f"{attached.task_id}: no replica has what comes after {after}")

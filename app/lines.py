@@ -48,7 +48,9 @@ class Line:
 
 def lent(scope: Scope) -> Line | None:
     """The line of this request's answer; None: its server lends none, or there is something to be read from its client."""
-    if scope["type"] != "http" or any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]):
+    if scope["type"] != "http" or any(
+        name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
+    ):
         return None
     line = (scope.get("extensions") or {}).get(LINE, {}).get("line")
     return line if isinstance(line, Line) else None

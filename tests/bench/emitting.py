@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from eventstore.client import Delivery
 from eventstore.connection import Connection, NatsAddress
 from eventstore.events import PartialProduced, Record, StepStarted, TaskCreated, TaskFact, TaskId, TaskStarted
 from eventstore.jetstream import JetStreamLog
@@ -73,7 +74,11 @@ class Speaker:
         inbox = self.connection.new_inbox()
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[None] = loop.create_future()
-        subscription = await self.connection.take(inbox, lambda _: answered.done() or answered.set_result(None))
+
+        def hear(_: Delivery) -> None:
+            answered.set_result(None)
+
+        subscription = await self.connection.take(inbox, hear)
         since = time.monotonic()
         await self.connection.publish(f"tasks.0.bare.{uuid4()}", b"x" * 300, reply=inbox)
         await answered
