@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 from litestar.datastructures import Headers
@@ -102,11 +103,17 @@ def as_kept(secret: str) -> str:
     return secret if name == secret else f"sk_{name.removeprefix('sk_')}"
 
 
+@lru_cache(maxsize=1024)
+def _shared(scopes: tuple[Scope, ...]) -> frozenset[Scope]:
+    """One set for all who may do the same: each open stream has its principal."""
+    return frozenset(scopes)
+
+
 def principal_of(token: Token, secret: str) -> Principal:
     """Who the bearer of this token is."""
     return Principal(
         owner=token.owner,
-        scopes=frozenset(token.scopes),
+        scopes=_shared(token.scopes),
         token_id=token.id,
         token_hash=hashed(secret),
         dialect=token.dialect,

@@ -33,6 +33,8 @@ PING = b": ping\n\n"
 RETRY = b"retry: 1000\n\n"
 ABORT = "tasktrail.abort"
 """The ASGI extension by which our server lets a response drop its connection."""
+REST = "tasktrail.rest"
+"""Where, in the state of its request, a stream that goes on without the framework waits for its server: front.py."""
 LINGER_S = 2.0
 KEPT, SMALL = 1024, 4096
 """So many frames of records of so many bytes are kept: many readers of one task come, or come again, at the same time."""
@@ -145,7 +147,10 @@ class Streams:
 
 class TaskStream:
     """An ASGI response: one task's story from where its reader is, to its end. A cut never looks like an end.
-    Everything is acquired in the call and released in its `finally`, so a client that leaves early leaks nothing.
+
+    All that was is told in the call, at the pace of the client. What comes is written straight, where the server lends its
+    line; then the call is over, and the `rest` is but a wait, outside the framework, of which nothing stays in memory.
+    What is acquired is given back in `finally`, there or here, so a client that leaves early leaks nothing.
     """
 
     def __init__(
@@ -167,31 +172,61 @@ class TaskStream:
         self._carrier = carrier or Body()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until the end, a cut, or the client's leaving."""
-        reader = self._carrier.reader(scope, self._streams.max_bytes)
+        """Write until the end, a cut, or the client's leaving; or all that was, and leave the `rest` to its server."""
+        self._reader = self._carrier.reader(scope, self._streams.max_bytes)
+        self._place = Place(self._streams, self._revocations, self._principal, self._reader)
+        self._follow: Follow | None = None
         self._tasks.metrics.open_streams.inc()
+        why = ""
         try:
-            async with (
-                held(self._streams, self._revocations, self._principal, reader),
-                self._tasks.attach(self._principal.owner, self._task_id) as attached,
-            ):
-                if not attached.task.version:
-                    raise LogUnavailable("the log went back")  # the task was there a moment ago; asked again, it is 404
-                telling = Follow(self._tasks, attached, reader, self._telling, self._carrier)
-                why = await telling.through(receive, send, self._streams.wheel(self._telling))
+            why = await self._begin(receive, send)
         finally:
-            self._tasks.metrics.open_streams.dec()
-        if why not in (ENDED, LEFT):
-            self._tasks.metrics.streams_cut.labels(why).inc()
-            log.info("stream.cut", task_id=self._task_id, why=why)
-            abort_later(scope)
-            for_good = await self._revocations.for_good(self._principal, why)
-            with contextlib.suppress(*LEFT_BY):  # (or takes nothing)
-                await self._carrier.cut(send, for_good=for_good)
+            if why is not None:
+                self.leave()
+        if why is None:
+            scope["state"][REST] = self
+        else:
+            await self._be_over(scope, send, why)
+
+    async def _begin(self, receive: Receive, send: Send) -> str | None:
+        await self._revocations.check(self._principal)
+        async with self._tasks.attach(self._principal.owner, self._task_id) as attached:
+            if not attached.task.version:
+                raise LogUnavailable("the log went back")  # the task was there a moment ago; asked again, it is 404
+            self._follow = Follow(self._tasks, attached, self._reader, self._telling, self._carrier)
+        return await self._follow.begin(receive, send, self._streams.wheel(self._telling))
+
+    async def rest(self, scope: Scope, send: Send) -> None:
+        """To the end, a cut, or the client's leaving."""
+        try:
+            why = await self._reader.over
+            if why == ENDED:
+                await self._carrier.end(send)
+        finally:
+            self.leave()
+        await self._be_over(scope, send, why)
+
+    def leave(self) -> None:
+        """Give back all that it has."""
+        if self._follow is not None:
+            self._follow.leave()
+        self._place.give_back()
+        self._tasks.metrics.open_streams.dec()
+
+    async def _be_over(self, scope: Scope, send: Send, why: str) -> None:
+        if why in (ENDED, LEFT):
+            return
+        self._tasks.metrics.streams_cut.labels(why).inc()
+        log.info("stream.cut", task_id=self._task_id, why=why)
+        abort_later(scope)
+        for_good = await self._revocations.for_good(self._principal, why)
+        with contextlib.suppress(*LEFT_BY):  # (or takes nothing)
+            await self._carrier.cut(send, for_good=for_good)
 
 
 class Follow:
-    """One reader's way through one task: all that was, at the pace of its client; then, with all others, what comes."""
+    """One reader's way through one task: all that was, at the pace of its client; then, with all others, what comes.
+    It holds on to the task until it leaves."""
 
     def __init__(self, tasks: Tasks, attached: Attached, reader: Reader, telling: Telling, carrier: Carrier) -> None:
         self._tasks = tasks
@@ -199,42 +234,40 @@ class Follow:
         self._reader = reader
         self._telling = telling
         self._carrier = carrier
-
-    async def through(self, receive: Receive, send: Send, wheel: Wheel | None) -> str:
-        """To ENDED, LEFT, or why it was cut off."""
-        attached, reader = self._attached, self._reader
+        self._wheel: Wheel | None = None
+        self._spoke = 0
         attached.readers.add(reader)
-        place = None if wheel is None else wheel.add(reader)
-        straight = isinstance(reader, Straight)
-        try:
-            why = await until_over(self._write(send), None if straight else gone(receive), reader)
-            if why is None:  # it is told straight, and costs nothing but this wait
-                why = await reader.over
-                if why == ENDED:
-                    await self._carrier.end(send)
-            return why
-        finally:
-            attached.leave(reader, self._telling.words)
-            if wheel is not None and place is not None:
-                wheel.remove(reader, place)
+
+    async def begin(self, receive: Receive, send: Send, wheel: Wheel | None) -> str | None:
+        """To ENDED, LEFT, or why it was cut off; None: it is told straight from here on."""
+        if wheel is not None:
+            self._wheel, self._spoke = wheel, wheel.add(self._reader)
+        leaving = None if isinstance(self._reader, Straight) else gone(receive)
+        return await until_over(self._write(send), leaving, self._reader)
+
+    def leave(self) -> None:
+        """Follow no more."""
+        self._attached.leave(self._reader, self._telling.words)
+        if self._wheel is not None:
+            self._wheel.remove(self._reader, self._spoke)
 
     async def _write(self, send: Send) -> str | None:
-        """Until it is over, or (None) goes on straight."""
         telling, carrier, reader = self._telling, self._carrier, self._reader
         try:
             await carrier.open(send)
             await carrier.carry(send, [telling.opening])
             await self._catch_up(send)
-            if not self._attached.task.ended:
+            if self._attached.task.ended:
+                await carrier.carry(send, await telling.closing(self._attached))
+            else:
                 # Nothing was awaited since it had all that there is: it misses nothing, and hears nothing twice.
                 self._attached.join(reader, telling.words)
-                if isinstance(reader, Straight):
+                if not isinstance(reader, Paced):
                     return None
-                await self._pass_on(send)
+                while pieces := await reader.take():
+                    await carrier.carry(send, pieces)
                 if reader.over.result() != ENDED:
                     return reader.over.result()
-            else:
-                await carrier.carry(send, await telling.closing(self._attached))
         except TimeoutError:
             return "stalled"
         except LEFT_BY:
@@ -248,33 +281,40 @@ class Follow:
     async def _catch_up(self, send: Send) -> None:
         telling, attached = self._telling, self._attached
         start = await telling.start(attached)
-        pages = self._tasks.catch_up(attached, after=start.after, genuine=start.genuine)
-        async for page in pages:
+        async for page in self._tasks.catch_up(attached, after=start.after, genuine=start.genuine):
             await self._carrier.carry(send, telling.pieces(page, attached.task))
 
-    async def _pass_on(self, send: Send) -> None:
-        assert isinstance(self._reader, Paced)
-        while pieces := await self._reader.take():
-            await self._carrier.carry(send, pieces)
+
+class Place:
+    """What an open stream holds: a place among those that a drain cuts, and an ear for its token's end."""
+
+    def __init__(self, streams: Streams, revocations: Revocations, principal: Principal, reader: Reader) -> None:
+        """Raises TooManyStreams."""
+        streams.take(reader, principal)
+        revocations.watch(principal, reader.cut_off)
+        self._streams = streams
+        self._revocations = revocations
+        self._principal = principal
+        self._reader = reader
+
+    def give_back(self) -> None:
+        """All of it. Whoever is about to tell its reader something finds it gone."""
+        self._revocations.unwatch(self._principal, self._reader.cut_off)
+        self._streams.release(self._reader, self._principal)
+        self._reader.cut_off(LEFT)
 
 
 @contextlib.asynccontextmanager
 async def held(
     streams: Streams, revocations: Revocations, principal: Principal, reader: Reader
 ) -> AsyncGenerator[None]:
-    """What an open stream holds: a place among those that a drain cuts, and an ear for its token's end.
-
-    Raises TooManyStreams, NotAuthenticated.
-    """
-    streams.take(reader, principal)
-    revocations.watch(principal, reader.cut_off)
+    """A place as long as the context lasts. Raises TooManyStreams, NotAuthenticated."""
+    place = Place(streams, revocations, principal, reader)
     try:
         await revocations.check(principal)
         yield
     finally:
-        revocations.unwatch(principal, reader.cut_off)
-        streams.release(reader, principal)
-        reader.cut_off(LEFT)  # whoever is about to tell it something finds it gone
+        place.give_back()
 
 
 async def until_over(

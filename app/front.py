@@ -23,6 +23,7 @@ from app.dialects.shannon_tracing import traced
 from app.limiting import told
 from app.observed import note
 from app.rooms import Rooms
+from app.unwound import went_through
 from eventstore.log import LogError
 from eventstore.tokens import Dialect, Token
 
@@ -83,7 +84,7 @@ class Front:
                 answer = ready(wish.attached, wish.poll)
                 if answer is not None and await self._answered(scope, send, wish, answer, began):
                     return
-        await self._app(scope, receive, send)
+        await went_through(self._app, scope, receive, send)
 
     def _wish(self, scope: HTTPScope) -> _Wish | None:
         """What is asked for, if all of it is known here; the order of these looks is the order of what they cost."""

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 from litestar.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+NOBODY_WAITS = asyncio.Event()
 LINE = "tasktrail.line"
 """The ASGI extension by which our server lends it."""
 
@@ -13,9 +15,10 @@ LINE = "tasktrail.line"
 class Line:
     """One answer's, from its first byte to its last, or until its client leaves."""
 
-    __slots__ = ("_ended", "_flow", "_on_end", "_transport", "write")
+    __slots__ = ("_cycle", "_ended", "_flow", "_on_end", "_transport", "write")
 
-    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
         self._transport = transport
         self._flow = flow
         self._on_end: Callable[[], None] | None = None
@@ -31,6 +34,11 @@ class Line:
     def waiting(self) -> int:
         """Bytes that the client has not taken, and the kernel neither."""
         return self._transport.get_write_buffer_size()
+
+    def settle(self) -> None:
+        """Nothing more is read from this client, and nobody asks what it said: let go of that."""
+        self._cycle.message_event = NOBODY_WAITS
+        self._cycle.scope["headers"].clear()  # pyright: ignore[reportAttributeAccessIssue]  # a list, which is the protocol's too
 
     def tell_of_end(self, on_end: Callable[[], None]) -> None:
         """Have this called when there is nobody there any more; at once, where that is so already."""

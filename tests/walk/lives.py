@@ -232,7 +232,12 @@ async def read_once(
     client = Client(reading)
     reader = Straight(client, reading.room_bytes) if reading.straight else Paced(reading.room_bytes)
     async with tasks.attach(ANN, task_id) as attached:
-        why = await Follow(tasks, attached, reader, telling, Body()).through(client.receive, client.send, None)
+        follow = Follow(tasks, attached, reader, telling, Body())
+        try:
+            why = await follow.begin(client.receive, client.send, None) or await reader.over
+        finally:
+            follow.leave()
+            reader.cut_off(LEFT)
     if client.resets:
         received.resets += client.resets
         received.frames = []
