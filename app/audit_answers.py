@@ -16,9 +16,10 @@ from sse_starlette.sse import AppStatus, SendTimeoutError
 from app import telling
 from app.audit_feed import AuditFeeds, Question, Reading
 from app.auth import Principal, Revocations
-from app.feed import RESET, RETRY, Streams, abort_later, gone, held, until_over
+from app.feed import RESET, RETRY
 from app.metrics import Metrics
 from app.readers import LEFT, Reader
+from app.streams import Streams, abort_later, gone, held, until_over
 from app.telling import send_body
 from eventstore.cursor import event_id
 from eventstore.log import Arrival, LogError, LogIsAnother

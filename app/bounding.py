@@ -8,7 +8,7 @@ import asyncio
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send, WebSocketReceiveMessage
 
 from app.bounds import Bounds, Held
-from app.feed import abort_later
+from app.streams import abort_later
 from app.telling import in_time
 
 HELD = "held"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from litestar.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -12,7 +13,7 @@ LINE = "tasktrail.line"
 """The ASGI extension by which our server lends it."""
 
 
-class Line:
+class HttpLine:
     """One answer's, from its first byte to its last, or until its client leaves."""
 
     __slots__ = ("_cycle", "_ended", "_flow", "_on_end", "_transport", "write")
@@ -23,7 +24,7 @@ class Line:
         self._flow = flow
         self._on_end: Callable[[], None] | None = None
         self._ended = False
-        self.write = transport.write
+        self.write: Callable[[bytes], object] = transport.write
 
     @property
     def full(self) -> bool:
@@ -38,7 +39,7 @@ class Line:
     def settle(self) -> None:
         """Nothing more is read from this client, and nobody asks what it said: let go of that."""
         self._cycle.message_event = NOBODY_WAITS
-        self._cycle.scope["headers"].clear()  # pyright: ignore[reportAttributeAccessIssue]  # a list, which is the protocol's too
+        cast(list[tuple[bytes, bytes]], self._cycle.scope["headers"]).clear()  # which is the protocol's, too
 
     def tell_of_end(self, on_end: Callable[[], None]) -> None:
         """Have this called when there is nobody there any more; at once, where that is so already."""
@@ -54,11 +55,11 @@ class Line:
             on_end()
 
 
-def lent(scope: Scope) -> Line | None:
-    """The line of this request's answer; None: its server lends none, or there is something to be read from its client."""
+def lent(scope: Scope) -> HttpLine | None:
+    """The line of this request's answer; None: its server lends none, or there is something to be read, too."""
     if scope["type"] != "http" or any(
         name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
     ):
         return None
     line = (scope.get("extensions") or {}).get(LINE, {}).get("line")
-    return line if isinstance(line, Line) else None
+    return line if isinstance(line, HttpLine) else None

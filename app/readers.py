@@ -1,19 +1,18 @@
-"""Those who follow a task: what it says is put into words once for all who hear the same, and nobody waits for anybody.
+"""Those who follow a task: what it says is put into words once for all who hear the same; nobody waits for anybody.
 
-A `Circle` is told each fact as it is applied, and tells its readers at the loop's next turn all that came by then, in one
-piece. A reader whose client does not keep up holds a bounded number of bytes, and is cut off when it would hold more.
+A `Circle` is told each fact as it is applied, and tells its readers at the loop's next turn all that came by then, in
+one piece. A reader whose client does not keep up holds so many bytes, and is cut off when it would hold more.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
 import structlog
 from msgspec import Struct
 
-from app.lines import Line
 from eventstore.log import Recorded
 from projections.task import Task
 
@@ -25,6 +24,29 @@ AT_ONCE = 512
 """Readers that are told something before others have their turn in the loop."""
 STALLED_S = 60.0
 """So long a client may take less than it is told."""
+
+
+class Line(Protocol):
+    """Straight to a client's socket."""
+
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        """Some of an HTTP/1.1 body, in chunks. Never waits."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """Whether the client takes less than it is given."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that the client has not taken, and the kernel neither."""
+        ...
+
+    def tell_of_end(self, on_end: Callable[[], None]) -> None:
+        """Have this called when there is nobody there any more; at once, where that is so already."""
+        ...
 
 
 class Words(Hashable, Protocol):
@@ -77,7 +99,7 @@ class Reader:
 
 
 class Straight(Reader):
-    """Written to the client's socket from where it is said: it costs no task, and its bytes are shared with all others."""
+    """Written to the client's socket from where it is said: it costs no task, and its bytes are all others', too."""
 
     __slots__ = ("_line", "_max_bytes", "_stalled_at")
 
@@ -198,20 +220,24 @@ class Circle:
         self._rounds.append(_Round(Said(pieces), iter(tuple(self._readers)), facts[-1][1].ended))
 
     def _tell(self) -> None:
-        self._gather()
         at, left = self._loop.time(), AT_ONCE
-        while self._rounds and left > 0:
-            turn = self._rounds[0]
-            some = list(islice(turn.readers, left))
-            if turn.said.size:
-                for reader in some:
-                    reader.hear(turn.said, at)
-            if turn.ending:
-                for reader in some:
-                    reader.cut_off(ENDED)
-            if len(some) < left:
-                self._rounds.popleft()
-            left -= len(some)
+        while left > 0 and (self._rounds or self._facts):
+            if not self._rounds:
+                self._gather()  # all that came while the round before was told: the more there is, the more is joined
+            left -= self._go_on(self._rounds[0], at, left) if self._rounds else 0
         self._due = bool(self._rounds or self._facts)
         if self._due:
             self._loop.call_soon(self._tell)
+
+    def _go_on(self, turn: _Round, at: float, at_most: int) -> int:
+        """Tell some more of them; how many."""
+        some = list(islice(turn.readers, at_most))
+        if turn.said.size:
+            for reader in some:
+                reader.hear(turn.said, at)
+        if turn.ending:
+            for reader in some:
+                reader.cut_off(ENDED)
+        if len(some) < at_most:
+            self._rounds.popleft()
+        return len(some)

@@ -9,11 +9,11 @@ from app.auth import Bearers, Revocations
 from app.bounds import Bounds
 from app.dialects.niyra_calls import Calls
 from app.dialects.niyra_mcp_door import McpDoor
-from app.feed import Streams
 from app.limits import Limits
 from app.metrics import Metrics
 from app.oauth import Issuer
 from app.settings import HttpSettings, LogSettings
+from app.streams import Streams
 from app.tasks import Tasks
 from app.views import Lists
 from eventstore.connection import Connection

@@ -11,10 +11,10 @@ from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.feed import ABORT
-from app.lines import LINE, Line
+from app.lines import LINE, HttpLine
 from app.rooms import Rooms
 from app.sockets import SOCKETS
+from app.streams import ABORT
 from app.uploads import BODY_S, SILENCE_S
 
 GRACE_S = 5
@@ -28,7 +28,7 @@ TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: c
 
 
 class Few(list[tuple[RequestResponseCycle, ASGI3Application]]):
-    """Requests that came before the one before was answered: hardly ever any, and uvicorn's own takes 0.7 KB for none."""
+    """Requests that came before the last was answered: hardly ever any, and uvicorn's own takes 0.7 KB for none."""
 
     def appendleft(self, asked: tuple[RequestResponseCycle, ASGI3Application]) -> None:
         """One more; uvicorn pops the first."""
@@ -55,7 +55,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         """Somebody is there."""
         self._answering: RequestResponseCycle | None = None
-        self._line: Line | None = None
+        self._line: HttpLine | None = None
         self._patience: TimerHandle | None = None
         super().connection_made(transport)
         self.pipeline = Few()  # pyright: ignore[reportAttributeAccessIssue]  # uvicorn's is a deque
@@ -127,7 +127,7 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         super()._start_asgi_task(cycle, app)
         self._answering = cycle
-        self._line = Line(self.transport, self.flow, cycle)
+        self._line = HttpLine(self.transport, self.flow, cycle)
         cycle.scope["extensions"] = {ABORT: {"abort": self.transport.abort}, LINE: {"line": self._line}}
 
     def _expect(self, silence_s: float, in_all_s: float) -> None:

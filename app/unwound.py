@@ -1,5 +1,5 @@
-"""What of an answer goes on when the framework is through with it: a stream that only waits, which would else keep all of
-the framework's frames and objects in memory for as long as it lasts (docs/decisions/task-streams.md)."""
+"""What of an answer goes on when the framework is through with it: a stream that only waits, which would else keep all
+of the framework's frames and objects in memory for as long as it lasts (docs/decisions/task-streams.md)."""
 
 from litestar.types import ASGIApp, Receive, Scope, Send
 

@@ -25,6 +25,16 @@ class Wheel:
         self._loop = asyncio.get_running_loop()
         self._timer: TimerHandle | None = None
 
+    @property
+    def longest_s(self) -> float:
+        """The longest silence that it allows."""
+        return self._quiet_s + self._every_s * SPOKES
+
+    @property
+    def turns(self) -> bool:
+        """Whether there is anybody to look after."""
+        return self._timer is not None
+
     def add(self, reader: Reader) -> int:
         """From now on; gives its place, to `remove` it from."""
         place = self._at - 1

@@ -15,9 +15,9 @@ from app.auth import Principal, Revocations
 from app.bounding import held_by
 from app.bounds import NoRoom
 from app.dialects.nanonets import agent_id, bare
-from app.feed import Streams, abort_later, gone, held, until_over
 from app.following import READING, history_page
 from app.readers import LEFT, Reader
+from app.streams import Streams, abort_later, gone, held, until_over
 from app.tasks import Tasks
 from app.telling import send_body
 from eventstore.events import (

@@ -48,10 +48,10 @@ from app.dialects.nanonets_feed import History, feed, messages
 from app.dialects.native_lists import MAX_WORDS, time_of
 from app.dialects.pace import retry_after
 from app.dialects.polling import Poll, find, large_fields, marks, polled
-from app.feed import Streams
 from app.files import Upload
 from app.problems import Refused
 from app.settings import HttpSettings
+from app.streams import Streams
 from app.tasks import Tasks
 from app.uploads import bounded, form_of
 from app.views import Lists

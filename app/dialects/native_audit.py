@@ -23,10 +23,10 @@ from app.bounding import held_by
 from app.dialects.asked import Asked, every, flag, one_of
 from app.dialects.native import task_id_of
 from app.dialects.native_lists import FLAG, TIME, time_of
-from app.feed import Streams
 from app.following import READING
 from app.openapi import PROBLEM
 from app.problems import BadRequest
+from app.streams import Streams
 from app.tasks import Tasks
 from eventstore import events
 from eventstore.cursor import cursor_of

@@ -42,10 +42,11 @@ from app.dialects.native_past import AT, past_task
 from app.dialects.native_schemas import get_asyncapi, get_facts_schema
 from app.dialects.pace import retry_after
 from app.dialects.polling import Poll, find, rendered, task_id_asked, wait_until
-from app.feed import OurWords, Streams, TaskStream
+from app.feed import OurWords, TaskStream
 from app.following import PAGE_BYTES, READING
 from app.openapi import PROBLEM
 from app.problems import BadRequest, Refused
+from app.streams import Streams
 from app.tasks import Tasks
 from eventstore.codec import MAX_DEPTH
 from eventstore.cursor import BEGINNING, Cursor, cursor_of, event_id

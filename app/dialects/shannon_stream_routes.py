@@ -22,9 +22,10 @@ from app.dialects.shannon_events import events_of
 from app.dialects.shannon_frames import UNSTORED, raw
 from app.dialects.shannon_stream import SSE, Position, ShannonWords, position_of
 from app.dialects.shannon_timeline import Persisted, Stats, Timeline, TimelineEvent, timeline_of
-from app.feed import Streams, TaskStream
+from app.feed import TaskStream
 from app.following import READING, history
 from app.problems import BadRequest, NotFound
+from app.streams import Streams
 from app.tasks import Tasks
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024

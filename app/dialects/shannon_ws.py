@@ -12,7 +12,8 @@ from app.dialects.shannon import refusal_of
 from app.dialects.shannon_asked import query_token
 from app.dialects.shannon_stream import SOCKET, ShannonWords
 from app.dialects.shannon_stream_routes import followed, workflow
-from app.feed import Streams, TaskStream
+from app.feed import TaskStream
+from app.streams import Streams
 from app.tasks import Tasks
 from app.telling import Socket
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import reduce
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sqlalchemy import text, update
 
 from app import history, views
-from app.attached import Reader
 from app.commands import CancelTask, ReceiveInput
 from app.metrics import Metrics
 from app.tasks import Done, Tasks
@@ -101,13 +100,9 @@ async def test_whoever_follows_a_task_begun_from_the_views_gets_all_of_it(databa
     async with opened(log, views_url) as tasks, tasks.attach(ANN, task_id) as attached:
         assert [one.record.version for one in attached.recent] == [LONG + 1, LONG + 2]
         for after in (0, LONG - 1, LONG, LONG + 1):
-            reader = Reader(1_000_000)
             got: list[Recorded] = []
-            async with aclosing(tasks.follow(attached, reader, after=after)) as pages:
-                async for page in pages:
-                    got += page or []
-                    if got[-1].sequence == grown[-1].sequence:
-                        break
+            async for page in tasks.catch_up(attached, after=after):
+                got += page or []
             assert [one.stored for one in got] == [one.stored for one in grown if one.sequence > after]
 
 

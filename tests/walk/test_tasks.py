@@ -6,10 +6,12 @@ from uuid import uuid4
 
 import pytest
 
-from app.attached import RECENT, Reader
+from app.attached import RECENT
 from app.commands import CancelTask, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
+from app.feed import OurWords
 from app.keys import hashed_key, keyed_task_id
+from app.readers import Paced
 from app.tasks import KEY_LIVES, Done, Tasks
 from eventstore.events import Owner, Record, TaskCancelled, TaskCreated, TaskFact, TaskId
 from eventstore.log import EventLog, Recorded
@@ -17,7 +19,7 @@ from eventstore.memory import MemoryLog
 from projections.task import Task
 from tests.lifecycle.commands import complete, create, produce, request_input, start_run
 from tests.log.logs import ANN, SOON_S, grow, new_task, until
-from tests.walk.lives import CAUSE, frames_of, read_whole, room
+from tests.walk.lives import CAUSE, Reading, Received, frames_of, read_once, read_whole, room
 
 
 class CountingLog(MemoryLog):
@@ -45,9 +47,14 @@ class CountingLog(MemoryLog):
 class FarLog(MemoryLog):
     """The log in memory, whose answers are a while on their way."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
     async def read(
         self, owner: Owner, task_id: TaskId, *, after: int = 0, limit: int | None = None, max_bytes: int | None = None
     ) -> list[Recorded]:
+        self.reads += 1
         found = await super().read(owner, task_id, after=after, limit=limit, max_bytes=max_bytes)
         await asyncio.sleep(0.01)
         return found
@@ -274,13 +281,18 @@ async def test_who_waits_for_a_change_goes_away_without_a_trace(tasks: Tasks):
 async def test_a_reader_that_falls_behind_is_cut_and_no_writer_waits_for_it(tasks: Tasks):
     task_id = await begun(tasks, run=True)
     async with tasks.attach(ANN, task_id) as attached:
-        slow, quick = Reader(2_000), Reader(1_000_000)
-        attached.readers |= {slow, quick}
+        slow, quick = Paced(2_000), Paced(1_000_000)
+        for reader in (slow, quick):
+            attached.join(reader, OurWords.words)
+        heard: list[bytes] = []
         for n in range(20):
             await tasks.execute(ANN, task_id, produce("a" * 100, offset=100 * n), CAUSE)
-        assert slow.cut.result() == "slow"
-        assert len(await quick.take()) == 20
-        attached.readers -= {slow, quick}
+        assert await slow.over == "slow"
+        while len(heard) < 20:
+            heard += await quick.take()
+        assert heard == (await frames_of(tasks.log, task_id))[-20:]
+        for reader in (slow, quick):
+            attached.leave(reader, OurWords.words)
 
 
 async def test_what_happens_while_a_task_is_being_read_is_not_lost():
@@ -305,14 +317,11 @@ async def test_a_long_task_is_resumed_at_any_of_its_facts(tasks: Tasks):
         attached.apply((await grow(tasks.log, task_id, 1, records[-1]))[0])
         expected = [recorded.stored for recorded in await tasks.log.read(ANN, task_id)]
         for at in range(0, len(records), 5):
-            pages = tasks.follow(attached, Reader(1_000_000), after=records[at].sequence)
             found: list[bytes] = []
-            while len(found) < len(expected) - at - 1:
-                page = await anext(pages)
+            async for page in tasks.catch_up(attached, after=records[at].sequence):
                 assert page is not None
                 found += [recorded.stored for recorded in page]
             assert found == expected[at + 1 :]
-            await pages.aclose()
 
 
 @pytest.mark.parametrize("where", ["memory"], indirect=True)
@@ -320,12 +329,20 @@ async def test_a_task_of_many_facts_is_read_page_by_page(log: EventLog, tasks: T
     task_id = new_task()
     await grow(log, task_id, 700)
     async with tasks.attach(ANN, task_id) as attached:
-        reader = Reader(1_000_000)
-        pages = tasks.follow(attached, reader, after=0)
-        sizes: list[int] = []
-        while sum(sizes) < 700:
-            page = await anext(pages)
-            assert page is not None
-            sizes.append(len(page))
-        await pages.aclose()
-    assert len(sizes) > 2
+        sizes = [len(page or []) async for page in tasks.catch_up(attached, after=0)]
+    assert (sum(sizes), len(sizes) > 2) == (700, True)
+
+
+async def test_those_who_come_together_to_a_long_history_share_its_reading():
+    log = FarLog()
+    task_id = new_task()
+    await grow(log, task_id, 700)
+    tasks = await room(log)
+    async with tasks.attach(ANN, task_id):
+        before = log.reads
+        reading = [asyncio.ensure_future(read_once(tasks, task_id, Received(), Reading(0, 700))) for _ in range(50)]
+        reading[3].cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        assert log.reads - before <= 4  # three pages; those who are through with one sooner ask for the next alone
+    await tasks.close()
+    await log.close()
