@@ -16,7 +16,7 @@ LINE = "tasktrail.line"
 class HttpLine:
     """One answer's, from its first byte to its last, or until its client leaves."""
 
-    __slots__ = ("_cycle", "_ended", "_flow", "_on_end", "_transport", "write")
+    __slots__ = ("_cycle", "_ended", "_flow", "_on_end", "_transport")
 
     def __init__(self, transport: asyncio.Transport, flow: FlowControl, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
@@ -24,7 +24,10 @@ class HttpLine:
         self._flow = flow
         self._on_end: Callable[[], None] | None = None
         self._ended = False
-        self.write: Callable[[bytes], object] = transport.write
+
+    def write(self, chunk: bytes, /) -> None:
+        """Some of the body, in chunks."""
+        self._transport.write(chunk)
 
     @property
     def full(self) -> bool:

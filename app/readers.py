@@ -29,8 +29,7 @@ STALLED_S = 60.0
 class Line(Protocol):
     """Straight to a client's socket."""
 
-    @property
-    def write(self) -> Callable[[bytes], object]:
+    def write(self, chunk: bytes, /) -> object:
         """Some of an HTTP/1.1 body, in chunks. Never waits."""
         ...
 
