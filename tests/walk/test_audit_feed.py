@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import feed, telling
+from app import streams, telling
 from app.audit_answers import LAST
 from app.commands import CancelTask
 from app.feed import RESET, RETRY
@@ -247,7 +247,7 @@ async def test_an_idle_feed_is_pinged(nats_address: NatsAddress, accept: str):
 @pytest.mark.parametrize("accept", [SSE, NDJSON])
 async def test_a_client_that_takes_nothing_more_is_dropped(api: Api, monkeypatch: pytest.MonkeyPatch, accept: str):
     monkeypatch.setattr(telling, "STALLED_S", 0.3)
-    monkeypatch.setattr(feed, "LINGER_S", 0.1)
+    monkeypatch.setattr(streams, "LINGER_S", 0.1)
     await fill(api, 200, title="x" * 100_000)
     wire = await ask(api, accept, "?follow=true", room_bytes=4_096)
     await until(lambda: api.metric("streams_cut_total", why="stalled") == 1)
