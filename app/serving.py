@@ -4,14 +4,16 @@ import asyncio
 import signal
 import socket
 from asyncio import TimerHandle, Transport
+from functools import partial
 from types import FrameType
 
 import uvicorn
-from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from app.at_once import AtOnceProtocol
 from app.feed import ABORT
+from app.front import Front
 from app.rooms import Rooms
 from app.sockets import SOCKETS
 from app.uploads import BODY_S, SILENCE_S
@@ -26,7 +28,7 @@ MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(AtOnceProtocol):
     """uvicorn's HTTP, which lets a response drop its connection (feed.py says why), and drops whoever does not end what
     they ask. Who has said all waits for as long as the answer takes; between requests `timeout_keep_alive` counts."""
 
@@ -85,7 +87,8 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is here; whether a body follows is not known yet."""
         super().on_headers_complete()
-        self._expect(CUT_SILENCE_S, CUT_BODY_S)
+        if not self.answered:
+            self._expect(CUT_SILENCE_S, CUT_BODY_S)
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -150,12 +153,17 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-async def serve(app: ASGIApp, rooms: Rooms, listening: socket.socket) -> None:
+def spoken(front: Front) -> type[asyncio.Protocol]:
+    """HTTP as uvicorn takes it, with this front."""
+    return partial(Protocol, front)  # pyright: ignore[reportReturnType]  # uvicorn calls it, and asks for no more
+
+
+async def serve(front: Front, rooms: Rooms, listening: socket.socket) -> None:
     """Answer on this socket until SIGTERM or SIGINT."""
     http = rooms.http
     config = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
-        http=Protocol,
+        front,  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
+        http=spoken(front),
         **SOCKETS,
         log_config=None,
         access_log=False,
