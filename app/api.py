@@ -135,7 +135,7 @@ def _in_our_words(error: Exception, handler: object) -> Exception:
     return of_framework(error, handler.signature_model)
 
 
-def build(rooms: Rooms) -> ASGIApp:
+def build(rooms: Rooms) -> Front:
     """The ASGI application."""
     http = rooms.http
     read_in_line()

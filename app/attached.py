@@ -18,14 +18,21 @@ RECENT_BYTES = 64 * 1024
 MAX_BUFFER = 50_000
 
 
+class Head(Struct, frozen=True):
+    """An answer's headers, as ASGI wants them, and as they are written."""
+
+    headers: list[tuple[bytes, bytes]]
+    lines: bytes
+
+
 class Ready(Struct, frozen=True):
     """What a plain poll of one version answers, encoded: whole, or unchanged to whoever has it. How long a kind poller
     waits is part of it: it is said from one time (of the wall clock) until another."""
 
     version: int
     body: bytes
-    whole: list[tuple[bytes, bytes]]
-    unchanged: list[tuple[bytes, bytes]]
+    whole: Head
+    unchanged: Head
     since: float
     until: float
 

@@ -138,6 +138,10 @@ class Limits:
             for one in self._allowances[budget]
         ]
 
+    def counts(self, budget: Budget, plan: Plan = PLAN) -> bool:
+        """Whether anything is counted of it, or told of it."""
+        return any(one.limit for one in (*self._allowances[budget], *self.allowances(budget, plan)))
+
     def untouched(self, budget: Budget, plan: Plan = PLAN) -> list[Standing]:
         """How a token stands that has not asked, or whose requests are not counted."""
         return [

@@ -1,5 +1,6 @@
 """The access log and the counts of answers: around the application, and of what is answered in front of it."""
 
+import logging
 import time
 
 import structlog
@@ -46,10 +47,11 @@ class Observed:
 def note(figures: Metrics, method: str, path: str, status: int, began: float, request_id: str) -> None:
     """Count an answer to a request that came at this time of the monotonic clock, and write its line."""
     figures.answered(status)
-    if not path.startswith(QUIET):
-        write = log.debug if method == "GET" and status < 400 else log.info
+    level = logging.DEBUG if method == "GET" and status < 400 else logging.INFO
+    if log.is_enabled_for(level) and not path.startswith(QUIET):
         took_ms = round((time.monotonic() - began) * 1000, 1)
-        write(
+        log.log(
+            level,
             "http.request",
             method=method,
             path=path,

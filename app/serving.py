@@ -4,13 +4,15 @@ import asyncio
 import signal
 import socket
 from asyncio import TimerHandle, Transport
+from functools import partial
 from types import FrameType
 
 import uvicorn
-from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from app.at_once import AtOnceProtocol
+from app.front import Front
 from app.lines import LINE, HttpLine
 from app.rooms import Rooms
 from app.sockets import SOCKETS
@@ -35,7 +37,7 @@ class Few(list[tuple[RequestResponseCycle, ASGI3Application]]):
         self.insert(0, asked)
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(AtOnceProtocol):
     """uvicorn's HTTP, which lets a response drop its connection (feed.py says why), and drops whoever does not end what
     they ask. Who has said all waits for as long as the answer takes; between requests `timeout_keep_alive` counts."""
 
@@ -107,7 +109,8 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is here; whether a body follows is not known yet."""
         super().on_headers_complete()
-        self._expect(CUT_SILENCE_S, CUT_BODY_S)
+        if not self.answered:
+            self._expect(CUT_SILENCE_S, CUT_BODY_S)
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -184,12 +187,17 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-async def serve(app: ASGIApp, rooms: Rooms, listening: socket.socket) -> None:
+def spoken(front: Front) -> type[asyncio.Protocol]:
+    """HTTP as uvicorn takes it, with this front."""
+    return partial(Protocol, front)  # pyright: ignore[reportReturnType]  # uvicorn calls it, and asks for no more
+
+
+async def serve(front: Front, rooms: Rooms, listening: socket.socket) -> None:
     """Answer on this socket until SIGTERM or SIGINT."""
     http = rooms.http
     config = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
-        http=Protocol,
+        front,  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
+        http=spoken(front),
         **SOCKETS,
         log_config=None,
         access_log=False,

@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import uvicorn
@@ -15,8 +16,9 @@ from app.agents.simulator import Simulator
 from app.api import build
 from app.commands import Command, CreateTask
 from app.feed import frame
+from app.front import Front
 from app.rooms import Rooms, open_rooms
-from app.serving import Protocol, Server
+from app.serving import Server, spoken
 from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.tasks import Cause, Done
@@ -88,27 +90,45 @@ async def running(
     http = http or HttpSettings()
     catalogue = Catalogue([Simulator()], default="simulator")
     async with open_rooms(LogSettings(nats=nats), http, catalogue, views_url) as rooms:
-        listening = socket.create_server(("127.0.0.1", 0), backlog=512)
-        # What is accepted inherits it; asyncio sets it only where the listening socket named its protocol.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await rooms.tokens.add(token, DEV, ALL_SCOPES, plan=Plan(unlimited=True))
-        config = uvicorn.Config(
-            build(rooms),  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
-            http=Protocol,
-            **SOCKETS,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=2,
-        )
-        server = Server(config, rooms)
-        serving = asyncio.ensure_future(server._serve([listening]))  # pyright: ignore[reportPrivateUsage]  # serve() would take the test's signals
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         headers = {"Authorization": f"Bearer {token}"}
-        try:
-            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, verify=NO_TLS) as client:
-                yield Api(rooms, url, client, token, lambda: len(server.server_state.connections))
-        finally:
-            rooms.drain()
-            server.should_exit = True
-            await serving
+        async with (
+            answering(build(rooms), rooms) as (url, server),
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=30, verify=NO_TLS) as client,
+        ):
+            yield Api(rooms, url, client, token, lambda: len(server.server_state.connections))
+
+
+@asynccontextmanager
+async def answering(
+    front: Front,
+    rooms: Rooms,
+    *,
+    root_path: str = "",
+    keep_alive_s: int = 5,
+    certificate: Path | None = None,
+) -> AsyncGenerator[tuple[str, Server]]:
+    """Have this front answer until the context ends; its URL. `certificate`: a file that has its key, too."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    # What is accepted inherits it; asyncio sets it only where the listening socket named its protocol.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    config = uvicorn.Config(
+        front,  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
+        http=spoken(front),
+        **SOCKETS,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        root_path=root_path,
+        timeout_keep_alive=keep_alive_s,
+        ssl_certfile=certificate,
+        timeout_graceful_shutdown=2,
+    )
+    server = Server(config, rooms)
+    serving = asyncio.ensure_future(server._serve([listening]))  # pyright: ignore[reportPrivateUsage]  # serve() would take the test's signals
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", server
+    finally:
+        rooms.drain()
+        server.should_exit = True
+        await serving

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from litestar import Response
 from msgspec import Struct
 
-from app.attached import Attached, Ready
+from app.attached import Attached, Head, Ready
 from app.auth import Principal
 from app.bounding import held_by
 from app.bounds import Held
@@ -98,8 +98,13 @@ def ready(attached: Attached, poll: Poll) -> Ready | None:
     until = steady_until(task, datetime.fromtimestamp(now, UTC))
     headers = [(name.lower().encode(), value.encode()) for name, value in poll.headers(task).items()]
     kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    made = attached.ready[poll.dialect] = Ready(task.version, body, headers + kind, headers, now, until)
+    made = Ready(task.version, body, _head(headers + kind), _head(headers), now, until)
+    attached.ready[poll.dialect] = made
     return made
+
+
+def _head(headers: list[tuple[bytes, bytes]]) -> Head:
+    return Head(headers, b"".join(b"%b: %b\r\n" % pair for pair in headers))
 
 
 async def large_fields(held: Held, tasks: Tasks, task: Task) -> Mapping[str, object]:
