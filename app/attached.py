@@ -75,15 +75,36 @@ class Ready(Struct, frozen=True):
 
 
 class Attached:
-    """One task in memory. `apply` is synchronous and takes no lock; the lock is around decide-and-append only."""
+    """One task in memory. `apply` is synchronous and takes no lock; the lock is around decide-and-append only.
+
+    There may be a hundred thousand of these, and most are only polled: what few need is made when it is needed.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_lock",
+        "_recent_bytes",
+        "bodies",
+        "buffer",
+        "filling",
+        "owner",
+        "pins",
+        "readers",
+        "ready",
+        "recent",
+        "task",
+        "task_id",
+        "void",
+    )
 
     def __init__(self, owner: Owner, task_id: TaskId) -> None:
         self.owner = owner
         self.task_id = task_id
         self.task: Task = INITIAL
-        self.recent: deque[Recorded] = deque()
+        # No deque: one has room for 64 from its first on.
+        self.recent: list[Recorded] = []
         self._recent_bytes = 0
-        self.lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None
         self.readers: set[Reader] = set()
         self.bodies: dict[Dialect, bytes] = {}
         self.ready: dict[Dialect, Ready] = {}
@@ -91,7 +112,14 @@ class Attached:
         self.filling: asyncio.Task[None] | None = None
         self.void = False
         self.pins = 0
-        self._changed: set[asyncio.Future[None]] = set()
+        self._changed: set[asyncio.Future[None]] | None = None
+
+    @property
+    def lock(self) -> asyncio.Lock:
+        """Around decide-and-append."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        return self._lock
 
     @property
     def idle(self) -> bool:
@@ -117,12 +145,12 @@ class Attached:
         self.recent.append(recorded)
         self._recent_bytes += len(recorded.stored)
         while len(self.recent) > RECENT or (self._recent_bytes > RECENT_BYTES and len(self.recent) > 1):
-            self._recent_bytes -= len(self.recent.popleft().stored)
+            self._recent_bytes -= len(self.recent.pop(0).stored)
 
     def wake(self) -> None:
         """Whoever waits for a change looks again."""
-        changed, self._changed = self._changed, set()
-        for waiting in changed:
+        changed, self._changed = self._changed, None
+        for waiting in changed or ():
             if not waiting.done():
                 waiting.set_result(None)
 
@@ -143,10 +171,13 @@ class Attached:
             if left_s <= 0 or (leaving is not None and leaving.done()):
                 return False
             changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._changed is None:
+                self._changed = set()
             self._changed.add(changed)
             try:
                 waiting = {changed} if leaving is None else {changed, leaving}
                 await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                self._changed.discard(changed)
+                if self._changed is not None:
+                    self._changed.discard(changed)
         return True
