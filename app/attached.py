@@ -154,6 +154,15 @@ class Attached:
             if not waiting.done():
                 waiting.set_result(None)
 
+    def _wait_for(self, changed: asyncio.Future[None]) -> None:
+        if self._changed is None:
+            self._changed = set()
+        self._changed.add(changed)
+
+    def _leave(self, changed: asyncio.Future[None]) -> None:
+        if self._changed is not None:
+            self._changed.discard(changed)
+
     def make_void(self, why: str) -> None:
         """What is known of this task is not true any more (or too uncertain): everybody attaches anew."""
         self.void = True
@@ -171,13 +180,10 @@ class Attached:
             if left_s <= 0 or (leaving is not None and leaving.done()):
                 return False
             changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if self._changed is None:
-                self._changed = set()
-            self._changed.add(changed)
+            self._wait_for(changed)
             try:
                 waiting = {changed} if leaving is None else {changed, leaving}
                 await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                if self._changed is not None:
-                    self._changed.discard(changed)
+                self._leave(changed)
         return True

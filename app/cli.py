@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
-import structlog
 
 from app import __version__
 from app.agents.builtin import catalogue
@@ -23,6 +22,7 @@ from app.freezing import freeze_soon
 from app.limit_options import BOUNDS, LIMITS
 from app.listening import ServeError
 from app.logs import configure_logs
+from app.open_doors import warn_of_open_doors
 from app.open_files import raise_open_files
 from app.options import (
     AUDIT,
@@ -47,15 +47,12 @@ from app.options import (
     without_token,
     worker_settings,
 )
-from app.readiness import say_ready
-from app.settings import HttpSettings
+from app.readiness import say_ready, wait_to_go
 from app.supervisor import Ready, Site
 from app.supervisor import serve as supervise
 from eventstore.lock import DirectoryError
 from eventstore.log import LogError
 from eventstore.server import EmbeddedServerError
-
-log = structlog.stdlib.get_logger()
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -160,9 +157,12 @@ def serve(
 
 @tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *OAUTH, *BOUNDS, *LIMITS, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
+@click.option("--go-fd", type=int, hidden=True, help="What is closed when there is a NATS.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where to say that we are ready.")
 @click.option("--name", default="api", hidden=True, help="Which of the supervisor's it is.")
-def api(fd: int | None, ready_fd: int | None, name: str, views_url: str | None, **given: object) -> None:
+def api(
+    fd: int | None, go_fd: int | None, ready_fd: int | None, name: str, views_url: str | None, **given: object
+) -> None:
     """Answer HTTP, on a shared NATS.
 
     As many of these as wanted, each with an address of its own, behind any load balancer.
@@ -183,6 +183,8 @@ def api(fd: int | None, ready_fd: int | None, name: str, views_url: str | None, 
         if fd is None:
             warn_of_open_doors(http)
             raise_open_files()
+        if go_fd is not None:
+            wait_to_go(go_fd)
         run(answer(log_settings(given), http, agents, views_url, fd, told))
 
 
@@ -253,19 +255,6 @@ def tried() -> Generator[None]:
         yield
     except (ServeError, ChildGaveUp, DirectoryError, EmbeddedServerError, LogError, UnknownAgent) as error:
         raise NotTried(str(error)) from error
-
-
-def warn_of_open_doors(http: HttpSettings) -> None:
-    """Tokens would cross the network as they are."""
-    if http.beyond_loopback and not http.ssl_certfile:
-        log.warning(
-            "http.unencrypted_beyond_loopback",
-            host=http.host,
-            advice="tokens can be read on the way: give --ssl-certfile, or keep a proxy that speaks TLS in front",
-        )
-    if http.oauth and http.oauth.unencrypted:
-        advice = "its keys can be changed on the way: use https"
-        log.warning("oauth.unencrypted", issuer=http.oauth.issuer, advice=advice)
 
 
 def announce(ready: Ready) -> None:

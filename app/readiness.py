@@ -1,6 +1,7 @@
-"""How an API process says that it is ready: its name, a line in a pipe that its supervisor reads.
+"""What a supervisor and its API processes say to each other, by two pipes: go, and ready.
 
-To ask the port tells of one of them only, and not of which.
+An API process is begun while nats-server begins, and waits for it where it would connect. When it is ready it says its
+name: to ask the port would tell of one of them only, and not of which.
 """
 
 import asyncio
@@ -18,10 +19,12 @@ class NeverReady(ServeError):
 
 
 class Readiness:
-    """A supervisor's end of it. `descriptor` is what its children inherit, in all their lives. Build with `open`."""
+    """A supervisor's ends. `inherited` are its children's, in all their lives: where to wait, and where to say. Build
+    with `open`."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    def __init__(self, inherited: tuple[int, int], going: int) -> None:
+        self.inherited = inherited
+        self._going: int | None = going
         self._said: set[str] = set()
         self._more = asyncio.Event()
 
@@ -29,17 +32,25 @@ class Readiness:
     @contextmanager
     def open(cls) -> "Generator[Readiness]":
         """Listen for as long as the context lasts."""
-        reading, descriptor = os.pipe()
+        waiting, going = os.pipe()
+        reading, saying = os.pipe()
         os.set_blocking(reading, False)
-        readiness = cls(descriptor)
+        readiness = cls((waiting, saying), going)
         loop = asyncio.get_running_loop()
         loop.add_reader(reading, readiness._read, reading)
         try:
             yield readiness
         finally:
             loop.remove_reader(reading)
-            os.close(reading)
-            os.close(descriptor)
+            readiness.go()
+            for one in (waiting, reading, saying):
+                os.close(one)
+
+    def go(self) -> None:
+        """Those who wait, and all who come later, need not wait."""
+        going, self._going = self._going, None
+        if going is not None:
+            os.close(going)
 
     async def of_all(self, names: set[str], within_s: float) -> None:
         """Return once each of them was ready. Raises NeverReady."""
@@ -56,6 +67,11 @@ class Readiness:
         # A line is written at once, and so read whole.
         self._said.update(os.read(reading, READ_BYTES).decode().split())
         self._more.set()
+
+
+def wait_to_go(descriptor: int) -> None:
+    """For a child: return once it may go on."""
+    os.read(descriptor, 1)  # nothing is ever written: what ends it is that the other end is closed
 
 
 def say_ready(descriptor: int, name: str) -> None:

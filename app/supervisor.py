@@ -98,45 +98,58 @@ async def _run(site: Site, announce: Callable[[Ready], None], house: AsyncExitSt
     listening = await listen_together(site.http.host, site.http.port, site.api_processes)
     house.callback(_close, listening)
     readiness = house.enter_context(Readiness.open())
-    nats = site.nats or await _own_nats(lock, house, hurry)
-    connection = await Connection.open(nats, "tasktrail-supervisor")
-    house.push_async_callback(connection.close)
-    await _check_jetstream(connection, nats)
-    token = await _settled_token(connection, lock.directory, site)
-    certificate = site.http.ssl_certfile and site.http.ssl_certfile.resolve()
-    ready = Ready(url=_url(listening[0], site.http), token=token, data_dir=lock.directory, certificate=certificate)
+    below = await house.enter_async_context(AsyncExitStack())
+    children: list[Child] = []
+    house.push_async_callback(_stop, children, listening, lock.directory, hurry)
     views_url = site.views_url or file_url(lock.directory / VIEWS_FILE)
-    key = site.audit_key or lock.directory / AUDIT_KEY_FILE
-    apis = _apis(site, nats, views_url, listening, readiness)
-    children = [*apis, *_others(site, connection, nats, views_url, key)]
-    house.push_async_callback(_stop, children, listening, lock.directory, token, hurry)
     is_ready = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
-            for child in children:
-                group.create_task(child.keep(is_ready))
-            await readiness.of_all({api.name for api in apis}, READY_WITHIN_S)
+
+            def begin(more: list[Child]) -> None:
+                children.extend(more)
+                for child in more:
+                    group.create_task(child.keep(is_ready))
+
+            def begin_apis(nats: NatsAddress) -> None:
+                begin(_apis(site, nats, views_url, listening, readiness))
+
+            nats = site.nats or await _own_nats(lock, below, hurry, begin_apis)
+            connection = await _connected(nats, below)
+            if site.nats is not None:
+                begin_apis(nats)
+            token = await _settled_token(connection, lock.directory, site)
+            readiness.go()
+            apis = {child.name for child in children}
+            begin(_others(site, connection, nats, views_url, site.audit_key or lock.directory / AUDIT_KEY_FILE))
+            await readiness.of_all(apis, READY_WITHIN_S)
+            ready = _ready(site, listening[0], token, lock.directory)
             with writing(lock.directory):
-                local = Local(token=token, url=ready.url, nats=nats, certificate=certificate, views=views_url)
-                write_local(lock.directory, local)
+                there = Local(token=token, url=ready.url, nats=nats, certificate=ready.certificate, views=views_url)
+                write_local(lock.directory, there)
             is_ready.set()
             announce(ready)
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
 
 
-async def _stop(
-    children: list[Child], listening: list[socket.socket], directory: Path, token: str, hurry: asyncio.Event
-) -> None:
+async def _stop(children: list[Child], listening: list[socket.socket], directory: Path, hurry: asyncio.Event) -> None:
     # Closed first: what came now would only wait for an API that does not come back. The API's own stay open.
     _close(listening)
     for kind in ("api", "worker", "projector"):
         those = [child for child in children if child.name.startswith(kind)]
         await asyncio.gather(*[child.stop(GRACE_S, hurry) for child in those])
+    kept = read_local(directory)
     try:
-        write_local(directory, Local(token=token))
+        if kept is not None:
+            write_local(directory, Local(token=kept.token))
     except OSError as error:
         log.warning("serve.not_marked_as_stopped", directory=str(directory), reason=str(error))
+
+
+def _ready(site: Site, listening: socket.socket, token: str, directory: Path) -> Ready:
+    certificate = site.http.ssl_certfile and site.http.ssl_certfile.resolve()
+    return Ready(url=_url(listening, site.http), token=token, data_dir=directory, certificate=certificate)
 
 
 def _close(listening: list[socket.socket]) -> None:
@@ -156,12 +169,12 @@ def _apis(
 ) -> list[Child]:
     """One for each socket, which all its lives inherit: what waits there for one that died is answered by the next."""
     environment = _environment(site, nats) | {"TASKTRAIL_VIEWS_URL": views_url}
-    ready = readiness.descriptor
+    go, ready = readiness.inherited
     apis: list[Child] = []
     for number, one in enumerate(listening, 1):
         name = "api" if len(listening) == 1 else f"api-{number}"
-        words = ["api", "--fd", str(one.fileno()), "--ready-fd", str(ready), "--name", name]
-        apis.append(Child(name, words, environment, inherits=(one.fileno(), ready)))
+        words = ["api", "--fd", str(one.fileno()), "--go-fd", str(go), "--ready-fd", str(ready), "--name", name]
+        apis.append(Child(name, words, environment, inherits=(one.fileno(), go, ready)))
     return apis
 
 
@@ -180,23 +193,29 @@ def _others(site: Site, connection: Connection, nats: NatsAddress, views_url: st
     return [projector, *workers]
 
 
-async def _own_nats(lock: Lock, house: AsyncExitStack, hurry: asyncio.Event) -> NatsAddress:
-    server = await EmbeddedServer.start_locked(lock)
+async def _own_nats(
+    lock: Lock, below: AsyncExitStack, hurry: asyncio.Event, begin_apis: Callable[[NatsAddress], None]
+) -> NatsAddress:
+    """A server of ours. The API begins meanwhile: either takes about a second, where the log is long."""
+    server = await EmbeddedServer.start_locked(lock, on_address=begin_apis)
 
     async def end() -> None:
         if hurry.is_set():
             await server.kill()
         await server.stop()
 
-    house.push_async_callback(end)
+    below.push_async_callback(end)
     return server.address
 
 
-async def _check_jetstream(connection: Connection, nats: NatsAddress) -> None:
+async def _connected(nats: NatsAddress, below: AsyncExitStack) -> Connection:
+    connection = await Connection.open(nats, "tasktrail-supervisor")
+    below.push_async_callback(connection.close)
     try:
         await connection.api("INFO")
     except (RefusedByServer, LogUnavailable) as error:
         raise LogUnavailable(f"no JetStream at {hidden(nats.url)}: {error}") from error
+    return connection
 
 
 async def _settled_token(connection: Connection, directory: Path, site: Site) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -17,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.cli import run
 from app.listening import CannotListen, listen, listen_together
-from app.readiness import NeverReady, Readiness, say_ready
+from app.readiness import NeverReady, Readiness, say_ready, wait_to_go
 from app.serving import Protocol
 from eventstore.events import Owner
 from eventstore.tokens import Plan
@@ -255,12 +256,18 @@ async def test_the_sockets_of_one_address_take_connections_from_the_first_moment
 
 async def test_they_are_ready_when_all_have_said_so():
     with Readiness.open() as readiness:
-        say_ready(readiness.descriptor, "api-2")
+        go, ready = readiness.inherited
+        say_ready(ready, "api-2")
         with pytest.raises(NeverReady, match=r"not ready within 0\.05 s: api-1$"):
             await readiness.of_all({"api-1", "api-2"}, 0.05)
-        ready = asyncio.ensure_future(readiness.of_all({"api-1", "api-2"}, WITHIN_S))
-        say_ready(readiness.descriptor, "api-1")
-        await ready
+        all_ready = asyncio.ensure_future(readiness.of_all({"api-1", "api-2"}, WITHIN_S))
+        say_ready(ready, "api-1")
+        await all_ready
+        going = asyncio.ensure_future(asyncio.to_thread(wait_to_go, go))
+        assert not select.select([go], [], [], 0)[0]
+        readiness.go()
+        await going
+        wait_to_go(go)  # as one that comes later
 
 
 def test_the_loop_is_uvloops_and_http_is_read_by_httptools():
