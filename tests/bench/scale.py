@@ -54,10 +54,12 @@ async def scales(directory: Path, tasks: int, _: Cluster | None) -> list[Figure]
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in MEASURES}
     figures: list[Figure] = []
     async with AsyncExitStack() as stack:
-        sides: list[Side] = []
-        for count in (FEW, tasks):
-            nats, last = await stack.enter_async_context(filled(directory / f"log-{count}", count, tasks_only=True))
-            sides.append(await stack.enter_async_context(_side(nats, last)))
+        logs = [
+            await stack.enter_async_context(filled(directory / f"log-{count}", count, tasks_only=True))
+            for count in (FEW, tasks)
+        ]
+        # Only now: a connection that is silent for five seconds is closed.
+        sides = [await stack.enter_async_context(_side(nats, last)) for nats, last in logs]
         for _round in range(ROUNDS):
             for name, (_unit, measure) in MEASURES.items():
                 for side, values in zip(sides, found[name], strict=True):
