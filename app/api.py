@@ -76,11 +76,7 @@ async def live() -> Health:
 @get("/health/ready", opt={"exclude_from_auth": True}, tags=["health"], security=[{}])
 async def ready(rooms: NamedDependency[Rooms]) -> Response[Health]:
     """The log can be reached, and this process has seen what it holds; else 503."""
-    problems: list[str] = []
-    if not rooms.connection.connected:
-        problems.append("no connection to the log")
-    if not rooms.tasks.tail.proven:
-        problems.append("not proven to have seen all of the log")
+    problems = rooms.problems
     status_code = 503 if problems else 200
     return Response(Health(status="unready" if problems else "ok", problems=problems), status_code=status_code)
 

@@ -1,7 +1,6 @@
 """A task held in memory: folded, fed by the tail and by acknowledgements, read by pollers and streams."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -38,15 +37,38 @@ class Ready(Struct, frozen=True):
 
 
 class Attached:
-    """One task in memory. `apply` is synchronous and takes no lock; the lock is around decide-and-append only."""
+    """One task in memory. `apply` is synchronous and takes no lock; the lock is around decide-and-append only.
+
+    There may be a hundred thousand of these, and most are only polled: what few need is made when it is needed.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_circles",
+        "_lock",
+        "_recent_bytes",
+        "bodies",
+        "buffer",
+        "filling",
+        "owner",
+        "pins",
+        "readers",
+        "reading",
+        "ready",
+        "recent",
+        "task",
+        "task_id",
+        "void",
+    )
 
     def __init__(self, owner: Owner, task_id: TaskId) -> None:
         self.owner = owner
         self.task_id = task_id
         self.task: Task = INITIAL
-        self.recent: deque[Recorded] = deque()
+        # No deque: one has room for 64 from its first on.
+        self.recent: list[Recorded] = []
         self._recent_bytes = 0
-        self.lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None
         self.readers: set[Reader] = set()
         self._circles: dict[Words, Circle] = {}
         self.bodies: dict[Dialect, bytes] = {}
@@ -56,7 +78,14 @@ class Attached:
         self.void = False
         self.pins = 0
         self.reading: dict[tuple[int, int], asyncio.Task[list[Recorded]]] = {}
-        self._changed: set[asyncio.Future[None]] = set()
+        self._changed: set[asyncio.Future[None]] | None = None
+
+    @property
+    def lock(self) -> asyncio.Lock:
+        """Around decide-and-append."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        return self._lock
 
     @property
     def idle(self) -> bool:
@@ -98,14 +127,23 @@ class Attached:
         self.recent.append(recorded)
         self._recent_bytes += len(recorded.stored)
         while len(self.recent) > RECENT or (self._recent_bytes > RECENT_BYTES and len(self.recent) > 1):
-            self._recent_bytes -= len(self.recent.popleft().stored)
+            self._recent_bytes -= len(self.recent.pop(0).stored)
 
     def wake(self) -> None:
         """Whoever waits for a change looks again."""
-        changed, self._changed = self._changed, set()
-        for waiting in changed:
+        changed, self._changed = self._changed, None
+        for waiting in changed or ():
             if not waiting.done():
                 waiting.set_result(None)
+
+    def _wait_for(self, changed: asyncio.Future[None]) -> None:
+        if self._changed is None:
+            self._changed = set()
+        self._changed.add(changed)
+
+    def _leave(self, changed: asyncio.Future[None]) -> None:
+        if self._changed is not None:
+            self._changed.discard(changed)
 
     def make_void(self, why: str) -> None:
         """What is known of this task is not true any more (or too uncertain): everybody attaches anew."""
@@ -124,10 +162,10 @@ class Attached:
             if left_s <= 0 or (leaving is not None and leaving.done()):
                 return False
             changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._changed.add(changed)
+            self._wait_for(changed)
             try:
                 waiting = {changed} if leaving is None else {changed, leaving}
                 await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                self._changed.discard(changed)
+                self._leave(changed)
         return True

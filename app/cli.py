@@ -7,22 +7,23 @@ import asyncio
 import os
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
-import structlog
 
 from app import __version__
 from app.agents.builtin import catalogue
-from app.agents.catalogue import Catalogue, UnknownAgent
+from app.agents.catalogue import UnknownAgent
 from app.child import COULD_NOT_TRY, ChildGaveUp, die_with_supervisor
-from app.freezing import freeze
+from app.freezing import freeze_soon
 from app.limit_options import BOUNDS, LIMITS
+from app.listening import ServeError
 from app.logs import configure_logs
+from app.open_doors import warn_of_open_doors
+from app.open_files import raise_open_files
 from app.options import (
     AUDIT,
     GIVEN_NATS,
@@ -46,16 +47,13 @@ from app.options import (
     without_token,
     worker_settings,
 )
-from app.settings import HttpSettings, LogSettings
-from app.supervisor import Ready, ServeError, Site, listen
+from app.readiness import say_ready, wait_to_go
+from app.supervisor import Ready, Site
 from app.supervisor import serve as supervise
 from eventstore.lock import DirectoryError
 from eventstore.log import LogError
 from eventstore.server import EmbeddedServerError
 
-log = structlog.stdlib.get_logger()
-
-FREEZE_AFTER_S = 2.0
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -115,6 +113,7 @@ def serve(
     context: click.Context,
     data_dir: Path,
     token: str | None,
+    api_processes: int,
     worker_processes: int,
     replicas: int,
     log_level: str,
@@ -133,7 +132,7 @@ def serve(
     if nats_url is None and (others["nats_creds"] or others["nats_ca"] or replicas != 1):
         raise click.UsageError("--nats-creds, --nats-ca and --replicas need --nats-url")
     environment = os.environ | as_environment(context)
-    if nats_url is None:
+    if nats_url is None and api_processes == 1:
         # Nobody else serves this log: within one API process polls and streams tell one story, unasked.
         environment.setdefault("TASKTRAIL_READS", "bounded")
     site = Site(
@@ -146,29 +145,47 @@ def serve(
         audit_key=audit_key,
         token=token,
         replicas=replicas,
+        api_processes=api_processes,
         worker_processes=worker_processes,
     )
     with tried():
         catalogue(agent_settings(context.params))
         warn_of_open_doors(site.http)
+        raise_open_files()
         run(supervise(site, announce))
 
 
 @tasktrail.command(params=[*LISTEN, GIVEN_NATS, *LOG, VIEWS, *OFFER, *WEB, *OAUTH, *BOUNDS, *LIMITS, LOG_LEVEL])
 @click.option("--fd", type=int, hidden=True, help="A socket that already listens: the supervisor's.")
-def api(fd: int | None, views_url: str | None, **given: object) -> None:
+@click.option("--go-fd", type=int, hidden=True, help="What is closed when there is a NATS.")
+@click.option("--ready-fd", type=int, hidden=True, help="Where to say that we are ready.")
+@click.option("--name", default="api", hidden=True, help="Which of the supervisor's it is.")
+def api(
+    fd: int | None, go_fd: int | None, ready_fd: int | None, name: str, views_url: str | None, **given: object
+) -> None:
     """Answer HTTP, on a shared NATS.
 
     As many of these as wanted, each with an address of its own, behind any load balancer.
     """
-    configure_logs(str(given["log_level"]), process="api")
+    # Imported here: it takes litestar along, which no other process needs.
+    from app.serving import answer
+
+    configure_logs(str(given["log_level"]), process=name)
     die_with_supervisor()
     http = http_settings(given)
+
+    def told() -> None:
+        if ready_fd is not None:
+            say_ready(ready_fd, name)
+
     with tried():
         agents = catalogue(agent_settings(given))
         if fd is None:
             warn_of_open_doors(http)
-        run(answer(log_settings(given), http, agents, views_url, fd))
+            raise_open_files()
+        if go_fd is not None:
+            wait_to_go(go_fd)
+        run(answer(log_settings(given), http, agents, views_url, fd, told))
 
 
 @tasktrail.command(params=[GIVEN_NATS, *LOG, *OFFER, *WORKING, LEASE, LOG_LEVEL])
@@ -207,27 +224,10 @@ def projector(views_url: str | None, **given: object) -> None:
         run(until_told(run_projector(log_settings(given), settings, work, limits, views_url, signing)))
 
 
-async def answer(
-    log_to: LogSettings, http: HttpSettings, agents: Catalogue, views_url: str | None, fd: int | None
-) -> None:
-    """Be an API process, on the socket that was inherited or one of its own."""
-    # Imported here: it takes litestar along, which no other process needs.
-    from app.api import build
-    from app.rooms import open_rooms
-    from app.serving import serve as serve_http
-
-    listening = await listen(http.host, http.port) if fd is None else socket.socket(fileno=fd)
-    with listening:
-        async with open_rooms(log_to, http, agents, views_url) as rooms:
-            asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
-            log.info("api.ready", host=http.host, port=listening.getsockname()[1])
-            await serve_http(build(rooms), rooms, listening)
-
-
 async def until_told(work: Coroutine[object, object, None]) -> None:
     """Until SIGINT or SIGTERM; a second one interrupts the leaving too."""
     running = asyncio.ensure_future(work)
-    asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
+    freeze_soon()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     with suppress(asyncio.CancelledError):
@@ -255,19 +255,6 @@ def tried() -> Generator[None]:
         yield
     except (ServeError, ChildGaveUp, DirectoryError, EmbeddedServerError, LogError, UnknownAgent) as error:
         raise NotTried(str(error)) from error
-
-
-def warn_of_open_doors(http: HttpSettings) -> None:
-    """Tokens would cross the network as they are."""
-    if http.beyond_loopback and not http.ssl_certfile:
-        log.warning(
-            "http.unencrypted_beyond_loopback",
-            host=http.host,
-            advice="tokens can be read on the way: give --ssl-certfile, or keep a proxy that speaks TLS in front",
-        )
-    if http.oauth and http.oauth.unencrypted:
-        advice = "its keys can be changed on the way: use https"
-        log.warning("oauth.unencrypted", issuer=http.oauth.issuer, advice=advice)
 
 
 def announce(ready: Ready) -> None:

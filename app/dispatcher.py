@@ -17,6 +17,7 @@ from eventstore.connection import Connection
 from eventstore.heartbeats import ask_alive
 from eventstore.log import Arrival, BadSubject, LogError
 from eventstore.queue import Queue, WorkItem, on_lost
+from eventstore.replay import take_through
 from eventstore.timers import DueTimer, Timer, Timers
 from projections.checkpoint import is_of
 from projections.dispatch import Action, Board, ClearTimer, Hold, Offer, SetTimer, Suspect
@@ -85,12 +86,11 @@ class Dispatcher:
         # Anew as well: an action that was cancelled before its first line never gave back its place.
         self._at_once = asyncio.Semaphore(AT_ONCE)
         checkpoint = await self._begin_with_views()
-        tail = await self._tasks.log.tail(self._on_arrival, self._on_reset, after=checkpoint)
+        tail = await self._tasks.log.tail(self._on_arrival, self._on_reset, after=await self._read_on(checkpoint))
         try:
             await tail.catch_up()
             self._leads = True
-            tasks, position = len(self._board), tail.position
-            log.info("dispatcher.leads", tasks=tasks, checkpoint=checkpoint, position=position)
+            log.info("dispatcher.leads", tasks=len(self._board), checkpoint=checkpoint, position=tail.position)
             async with asyncio.TaskGroup() as group:
                 working = [
                     group.create_task(work)
@@ -122,6 +122,18 @@ class Dispatcher:
         for task in board:
             self._count(INITIAL, task)
         return checkpoint.sequence
+
+    async def _read_on(self, checkpoint: int) -> int:
+        """Take in what the log has beyond this, at our pace (pushed, it would keep the term's renewals waiting).
+        How far. Raises LogUnavailable, LogIsAnother."""
+        replay = await self._tasks.log.replay(after=checkpoint)
+        try:
+            async for arrivals in take_through(replay, await self._tasks.log.last_sequence()):
+                for arrival in arrivals:
+                    self._on_arrival(arrival)
+            return replay.position
+        finally:
+            await replay.close()
 
     def _begin_anew(self) -> None:
         self._another.clear()

@@ -5,6 +5,7 @@ import gc
 from collections.abc import Coroutine
 from typing import TypeVar
 
+FREEZE_AFTER_S = 2.0
 Answer = TypeVar("Answer")
 
 
@@ -12,6 +13,11 @@ def run_frozen(work: Coroutine[object, object, Answer]) -> Answer:
     """asyncio.run for what goes through a whole log: a quarter of its time would be the garbage collector's."""
     freeze()
     return asyncio.run(work)
+
+
+def freeze_soon() -> None:
+    """`freeze`, when a process of the service has what it has for its life."""
+    asyncio.get_running_loop().call_later(FREEZE_AFTER_S, freeze)
 
 
 def freeze() -> None:

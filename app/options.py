@@ -109,7 +109,7 @@ WEB = (
     option(
         "--reads",
         "strict: a poll has seen what any other process was told before; bounded: at most a second late. "
-        "[default: strict; bounded where `serve` starts a nats-server of its own, and so the only API]",
+        "[default: strict; bounded where `serve` has a nats-server of its own and one API process, the only one]",
         click.Choice(["strict", "bounded"]),
         default=None,
     ),
@@ -206,6 +206,12 @@ SERVING = (
         "--token",
         "The development token: all scopes, owner `dev`. Without it one is made on the first start, and kept.",
         check=checked_token,
+    ),
+    option(
+        "--api-processes",
+        "How many processes answer HTTP, all at one address. With more than one, --reads is strict by default.",
+        click.IntRange(1, 64),
+        default=1,
     ),
     option("--worker-processes", "How many processes run agents.", click.IntRange(1, 64), default=1),
 )

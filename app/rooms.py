@@ -62,6 +62,16 @@ class Rooms:
         self.metrics.gauge_by("held_bytes", held, ("of",), lambda: {of: one.held for of, one in bounds.items()})
         self.metrics.gauge("nats_connected", "1: this process is connected to NATS", lambda: connection.connected)
 
+    @property
+    def problems(self) -> list[str]:
+        """Why this process is not ready; none: the log can be reached, and it has seen what that holds."""
+        problems: list[str] = []
+        if not self.connection.connected:
+            problems.append("no connection to the log")
+        if not self.tasks.tail.proven:
+            problems.append("not proven to have seen all of the log")
+        return problems
+
     def drain(self) -> None:
         """Let nobody wait for what this process would say later."""
         self.streams.drain()

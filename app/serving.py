@@ -4,20 +4,29 @@ import asyncio
 import signal
 import socket
 from asyncio import TimerHandle, Transport
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
+import structlog
 import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from app.agents.catalogue import Catalogue
+from app.api import build
 from app.at_once import AtOnceProtocol
+from app.freezing import freeze_soon
 from app.front import Front
 from app.lines import LINE, HttpLine
-from app.rooms import Rooms
+from app.listening import listen
+from app.rooms import Rooms, open_rooms
+from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.streams import ABORT
 from app.uploads import BODY_S, SILENCE_S
+
+log = structlog.stdlib.get_logger()
 
 GRACE_S = 5
 HEAD_S = 15.0
@@ -25,6 +34,7 @@ HEAD_S = 15.0
 # Later than uploads.py, which still has an answer for its bodies.
 CUT_SILENCE_S = SILENCE_S + 5
 CUT_BODY_S = BODY_S + 5
+LOOK_S = 0.02
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -175,11 +185,30 @@ class Protocol(AtOnceProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which first cuts its streams when told to stop, and answers those who wait: they go on elsewhere."""
+    """uvicorn, which says when it is ready, and first cuts its streams when told to stop, and answers those who wait:
+    they go on elsewhere."""
 
-    def __init__(self, config: uvicorn.Config, rooms: Rooms) -> None:
+    def __init__(self, config: uvicorn.Config, rooms: Rooms, on_ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
         self._rooms = rooms
+        self._on_ready = on_ready
+        self._becoming: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer from now on."""
+        await super().startup(sockets)
+        self._becoming = asyncio.create_task(self._become_ready())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer no more."""
+        if self._becoming is not None:
+            self._becoming.cancel()
+        await super().shutdown(sockets)
+
+    async def _become_ready(self) -> None:
+        while self._rooms.problems:  # noqa: ASYNC110  # no event tells that a tail is proven
+            await asyncio.sleep(LOOK_S)
+        self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop."""
@@ -192,8 +221,29 @@ def spoken(front: Front) -> type[asyncio.Protocol]:
     return partial(Protocol, front)  # pyright: ignore[reportReturnType]  # uvicorn calls it, and asks for no more
 
 
-async def serve(front: Front, rooms: Rooms, listening: socket.socket) -> None:
-    """Answer on this socket until SIGTERM or SIGINT."""
+async def answer(
+    log_to: LogSettings,
+    http: HttpSettings,
+    agents: Catalogue,
+    views_url: str | None,
+    fd: int | None,
+    told: Callable[[], None],
+) -> None:
+    """Be an API process, on the socket that was inherited or one of its own. `told` is called when it is ready."""
+    listening = await listen(http.host, http.port) if fd is None else socket.socket(fileno=fd)
+
+    def on_ready() -> None:
+        log.info("api.ready", host=http.host, port=listening.getsockname()[1])
+        told()
+
+    with listening:
+        async with open_rooms(log_to, http, agents, views_url) as rooms:
+            freeze_soon()
+            await serve(build(rooms), rooms, listening, on_ready)
+
+
+async def serve(front: Front, rooms: Rooms, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Answer on this socket until SIGTERM or SIGINT. `on_ready` is called once, when it first could say so itself."""
     http = rooms.http
     config = uvicorn.Config(
         front,  # pyright: ignore[reportArgumentType]  # litestar's ASGI types and uvicorn's differ in name
@@ -210,7 +260,7 @@ async def serve(front: Front, rooms: Rooms, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
         backlog=2048,
     )
-    server = Server(config, rooms)
+    server = Server(config, rooms, on_ready)
     # uvicorn raises the signal again when it has stopped, which would end the process before the rooms are closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -106,13 +107,16 @@ class EmbeddedServer:
             raise
 
     @classmethod
-    async def start_locked(cls, lock: Lock) -> "EmbeddedServer":
-        """Return once JetStream answers. `stop` frees the lock."""
+    async def start_locked(
+        cls, lock: Lock, *, on_address: Callable[[NatsAddress], None] = lambda _: None
+    ) -> "EmbeddedServer":
+        """Return once JetStream answers; `on_address` hears before that where it will be. `stop` frees the lock."""
         binary = await asyncio.to_thread(find_binary)
         with writing(lock.directory):
             (lock.directory / "nats").mkdir(mode=0o700, exist_ok=True)
             site = _Site(binary=binary, lock=lock, access=_settled_access(lock.directory))
             write_privately(lock.directory / "nats-server.conf", _configuration(site))
+        on_address(site.access.address("tasktrail", site.access.password))
         return cls(site, await _launch(site))
 
     @property

@@ -14,7 +14,7 @@ import uvloop
 
 from app.freezing import freeze
 from app.logs import configure_logs
-from tests.bench import audit, polls, streams, views
+from tests.bench import audit, polls, scale, start, streams, views
 from tests.bench.figures import Figure, shown
 from tests.projections.databases import Cluster, cluster, programs
 
@@ -25,6 +25,8 @@ BENCHES: dict[str, Bench] = {
     "audit": audit.replays,
     "polls": polls.polls,
     "streams": streams.streams,
+    "scale": scale.scales,
+    "start": start.starts,
 }
 
 
@@ -39,14 +41,17 @@ def bench(names: tuple[str, ...], records: int, output: Path | None) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     click.echo(f"{machine}\n")
     figures: list[Figure] = []
+    everything = Path(tempfile.mkdtemp(prefix="tasktrail-bench-"))
     with ExitStack() as stack:
+        stack.callback(shutil.rmtree, everything, ignore_errors=True)
         postgresql = None
         if programs() is None:
             click.echo("PostgreSQL is not installed, so it is not measured")
         else:
             postgresql = stack.enter_context(cluster())
         for name in names or BENCHES:
-            directory = Path(tempfile.mkdtemp(prefix="tasktrail-bench-"))
+            directory = everything / name
+            directory.mkdir()
             try:
                 some = uvloop.run(_measured(BENCHES[name], directory, records, postgresql))
             finally:

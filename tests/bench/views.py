@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -28,17 +29,42 @@ PAGE = 20
 
 @asynccontextmanager
 async def filled(directory: Path, records: int, *, tasks_only: bool = False) -> AsyncGenerator[tuple[NatsAddress, int]]:
-    """A nats-server whose log holds so many records, and its last sequence."""
+    """A nats-server whose log, in this directory, holds so many records, and its last sequence."""
+    await fill_directory(directory, records, tasks_only=tasks_only)
     server = await EmbeddedServer.start(directory)
     try:
-        connection = await Connection.open(server.address, "bench")
-        log = await JetStreamLog.open(connection)
-        last = await fill(log, records, LIFE[:1] if tasks_only else LIFE)
-        await log.close()
-        await connection.close()
+        async with _log_at(server) as log:
+            last = await log.last_sequence()
         yield server.address, last
     finally:
         await server.stop()
+
+
+async def fill_directory(directory: Path, records: int, *, tasks_only: bool = False) -> None:
+    """A data directory whose log holds so many records: a copy of one that is kept until all benches are done, beside
+    their directories, for a large one takes as long to write as to measure."""
+    kept = directory.parent.parent / f"kept-{records}-{'tasks' if tasks_only else 'facts'}"
+    if not kept.exists():
+        making = kept.with_suffix(".made")
+        server = await EmbeddedServer.start(making)
+        try:
+            async with _log_at(server) as log:
+                await fill(log, records, LIFE[:1] if tasks_only else LIFE)
+        finally:
+            await server.stop()
+        making.rename(kept)
+    await asyncio.to_thread(shutil.copytree, kept, directory)
+
+
+@asynccontextmanager
+async def _log_at(server: EmbeddedServer) -> AsyncGenerator[JetStreamLog]:
+    connection = await Connection.open(server.address, "bench")
+    log = await JetStreamLog.open(connection)
+    try:
+        yield log
+    finally:
+        await log.close()
+        await connection.close()
 
 
 def rounds(records: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -89,15 +90,21 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def serving(
-    data_dir: Path, *options: str, port: int = 0, environment: dict[str, str] | None = None
+    data_dir: Path,
+    *options: str,
+    port: int = 0,
+    environment: dict[str, str] | None = None,
+    open_files: tuple[int, int] | None = None,
 ) -> AsyncGenerator[Serving]:
-    """Start it and wait until it says that it is ready; whatever still runs at the end is killed with it."""
+    """Start it and wait until it says that it is ready; whatever still runs at the end is killed with it. `open_files`
+    are its soft and its hard limit."""
     with TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
             *command("serve", "--data-dir", str(data_dir), "--port", str(port), *options),
             stdout=PIPE,
             stderr=errors,
             env=clean_environment(**(environment or {})),
+            preexec_fn=open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, open_files)),
         )
         try:
             assert process.stdout is not None
@@ -143,15 +150,20 @@ def listed(columns: str) -> str:
 
 def family(pid: int) -> dict[str, int]:
     """The running descendants of a process, by what they are: `api`, `projector`, `worker`, `nats-server`."""
+    return dict(members(pid))
+
+
+def members(pid: int) -> list[tuple[str, int]]:
+    """The same where there are several of a kind."""
     asked = subprocess.run(
         ["ps", "-ww", "-eo", "pid=,ppid=,stat=,command="], capture_output=True, text=True, check=True
     )
-    found: dict[str, int] = {}
+    found: list[tuple[str, int]] = []
     for line in asked.stdout.splitlines():
         child, parent, state, *words = line.split()
         if int(parent) == pid and not state.startswith("Z"):
             name = next((word for word in ("api", "projector", "worker") if word in words), Path(words[0]).name)
-            found[name] = int(child)
+            found.append((name, int(child)))
     return found
 
 
@@ -166,6 +178,11 @@ async def until_gone(*pids: int) -> None:
     async with asyncio.timeout(WITHIN_S):
         while any(map(runs, pids)):  # noqa: ASYNC110  # children of others: nothing wakes us when they end
             await asyncio.sleep(0.02)
+
+
+def is_one_line(text: str) -> bool:
+    """Whether this is how a refusal reads."""
+    return text.startswith("tasktrail: ") and text.count("\n") == 1 and text.endswith("\n")
 
 
 def free_port() -> int:

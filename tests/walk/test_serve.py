@@ -23,7 +23,7 @@ from eventstore.connection import Connection, NatsAddress
 from eventstore.events import Owner
 from eventstore.tokens import Tokens
 from tests.walk.issuer import AUDIENCE, issuing
-from tests.walk.serving import WITHIN_S, attempt, family, free_port, listed, runs, serving, until_gone
+from tests.walk.serving import WITHIN_S, attempt, family, free_port, is_one_line, listed, runs, serving, until_gone
 
 PARTS = {"api", "projector", "worker", "nats-server"}
 SLOW = msgspec.json.encode({"steps": [{"sleep": 0.3}, {"complete": "slept"}]}).decode()
@@ -74,10 +74,6 @@ async def pasted(curl: str) -> str:
     """What a shell prints for this line."""
     done = await asyncio.to_thread(subprocess.run, ["bash", "-c", curl], capture_output=True, text=True, timeout=20)
     return done.stdout + done.stderr
-
-
-def is_one_line(text: str) -> bool:
-    return text.startswith("tasktrail: ") and text.count("\n") == 1 and text.endswith("\n")
 
 
 async def test_a_first_start_prints_a_curl_that_begins_a_task_and_the_task_runs_to_its_end(tmp_path: Path):

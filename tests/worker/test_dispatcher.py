@@ -3,11 +3,15 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
+import eventstore.tail
 from app.agents.simulator import Simulator
 from app.commands import CreateTask
 from app.settings import WorkerSettings
 from eventstore.events import TaskStarted
 from eventstore.queue import Queue
+from tests.bench.records import fill
 from tests.worker.agents import Gate, acts_twice, scenario, told
 from tests.worker.house import HASTY, House, Place
 
@@ -35,6 +39,18 @@ async def test_an_agent_runs_no_more_than_its_limit_and_the_others_wait_in_order
     assert max(started_at[:2]) < min(started_at[2:])
     assert max(started_at[2:4]) < max(started_at[4:])
     assert "queued" not in await house.tags(task_ids[0])
+
+
+async def test_a_log_that_takes_long_to_read_is_read_once_and_led(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a tail may take to catch up is no bound for a log of years: it would be read from its beginning for ever.
+    monkeypatch.setattr(eventstore.tail, "CATCH_UP_WITHIN_S", 0.0)
+    await fill(house.log, 10_000)
+    task_id = await house.submit({"complete": "done"})
+    house.dispatch()
+    house.work()
+    await house.reach(task_id, "completed")
 
 
 async def test_a_task_that_waits_for_its_user_leaves_its_slot_to_others(house: House) -> None:
