@@ -14,7 +14,7 @@ import uvloop
 
 from app.freezing import freeze
 from app.logs import configure_logs
-from tests.bench import audit, polls, views
+from tests.bench import appends, audit, polls, views
 from tests.bench.figures import Figure, shown
 from tests.projections.databases import Cluster, cluster, programs
 
@@ -24,6 +24,7 @@ BENCHES: dict[str, Bench] = {
     "pages": views.pages,
     "audit": audit.replays,
     "polls": polls.polls,
+    "appends": appends.appends,
 }
 
 
