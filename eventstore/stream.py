@@ -5,7 +5,6 @@ import base64
 import itertools
 import random
 import time
-from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -13,7 +12,7 @@ import structlog
 from msgspec import Struct
 from nats.aio.subscription import Subscription
 
-from eventstore.client import Delivery
+from eventstore.client import Delivery, Take
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.log import Arrival, LogUnavailable
 
@@ -94,7 +93,7 @@ class Stream:
         self.connection = connection
         self.name = name
         self._inbox = connection.new_inbox()
-        self._waiting: dict[str, Callable[[Delivery], None]] = {}
+        self._waiting: dict[str, Take] = {}
         self._tokens = itertools.count()
         self._reading: set[asyncio.Future[int]] = set()
         self._subscription: Subscription | None = None
@@ -153,9 +152,23 @@ class Stream:
         deleted, imported = b"KV-Operation: DEL" in headers, IMPORTED.encode() in headers
         return Arrival(got.seq, got.subject, base64.b64decode(got.data), deleted=deleted, imported=imported)
 
-    def expect(self, publish_timeout_s: float) -> "Expected":
-        """A place where one acknowledgement will arrive; the same for all attempts at one publish."""
-        return Expected(self, f"{next(self._tokens):x}", publish_timeout_s)
+    def expect(self, publish_timeout_s: float, *, token: str | None = None) -> "Expected":
+        """A place where one acknowledgement will arrive; the same for all attempts at one publish, also where the first
+        was made with the reply of this token."""
+        return Expected(self, token or f"{next(self._tokens):x}", publish_timeout_s)
+
+    def new_reply(self) -> tuple[str, str]:
+        """A token, and the reply subject whose answers `listen` has."""
+        token = f"{next(self._tokens):x}"
+        return token, f"{self._inbox}.{token}"
+
+    def listen(self, token: str, hear: Take) -> None:
+        """Have answers to this token's reply taken as they are read from the socket, until `ignore`."""
+        self._waiting[token] = hear
+
+    def ignore(self, token: str) -> None:
+        """Listen to them no more."""
+        self._waiting.pop(token, None)
 
     async def publish(
         self, subject: str, payload: bytes, *, headers: dict[str, str] | None = None, timeout_s: float = 5.0
@@ -232,7 +245,8 @@ class Stream:
         if waiting is not None:
             waiting(msg)
 
-    def _read_ack(self, msg: Delivery) -> Ack:
+    def read_ack(self, msg: Delivery) -> Ack:
+        """What an answer to a publish says. Raises LogUnavailable, DecodeError."""
         if msg.raw and msg.headers.get("Status") == "503":
             raise LogUnavailable(f"stream {self.name} has no leader at the moment")
         ack = self._decode_ack(msg.data)
@@ -284,12 +298,12 @@ class Expected:
         if self._future.done():
             return
         try:
-            self._future.set_result(self._stream._read_ack(msg))  # pyright: ignore[reportPrivateUsage]  # as above
+            self._future.set_result(self._stream.read_ack(msg))
         except (LogUnavailable, msgspec.DecodeError) as error:
             self._future.set_exception(LogUnavailable(str(error)))
 
 
-def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int]) -> Callable[[Delivery], None]:
+def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int]) -> Take:
     """Gathers the messages of one batch; `done` gets how many come after it.
 
     Each says which one came before it in the batch: what the client dropped on the way would be a hole in a history.
