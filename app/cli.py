@@ -116,6 +116,7 @@ def serve(
     data_dir: Path,
     token: str | None,
     worker_processes: int,
+    sync_interval: str,
     replicas: int,
     log_level: str,
     nats_url: str | None,
@@ -147,6 +148,7 @@ def serve(
         token=token,
         replicas=replicas,
         worker_processes=worker_processes,
+        sync_interval=sync_interval,
     )
     with tried():
         catalogue(agent_settings(context.params))

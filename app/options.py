@@ -8,10 +8,18 @@ from typing import TypeVar
 import click
 import msgspec
 
-from app.checked import checked_authorities, checked_http_url, checked_nats_url, checked_token, checked_views_url
+from app.checked import (
+    checked_authorities,
+    checked_http_url,
+    checked_nats_url,
+    checked_sync_interval,
+    checked_token,
+    checked_views_url,
+)
 from app.local import DEFAULT_DIRECTORY
 from app.settings import LIMITED, AgentSettings, AuditSettings, HttpSettings, LogSettings, OAuthSettings, WorkerSettings
 from eventstore.connection import NatsAddress
+from eventstore.server import SYNC_INTERVAL
 
 Value = TypeVar("Value")
 Check = Callable[[click.Context, click.Parameter, Value | None], Value | None]
@@ -208,6 +216,13 @@ SERVING = (
         check=checked_token,
     ),
     option("--worker-processes", "How many processes run agents.", click.IntRange(1, 64), default=1),
+    option(
+        "--sync-interval",
+        "How often the nats-server of our own forces what it acknowledged to the disk (500ms, 2m), or `always`: before "
+        "each acknowledgement. Power loss may cost so much; a kill costs nothing.",
+        default=SYNC_INTERVAL,
+        check=checked_sync_interval,
+    ),
 )
 
 

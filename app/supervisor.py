@@ -27,7 +27,7 @@ from eventstore.events import Owner
 from eventstore.lock import Lock, writing
 from eventstore.log import LogUnavailable
 from eventstore.queue import announce_lost
-from eventstore.server import EmbeddedServer
+from eventstore.server import SYNC_INTERVAL, EmbeddedServer
 from eventstore.tokens import SCOPES, Plan, Tokens, new_token
 
 log = structlog.stdlib.get_logger()
@@ -67,6 +67,7 @@ class Site(Struct, frozen=True, kw_only=True):
     token: str | None = None
     replicas: int = 1
     worker_processes: int = 1
+    sync_interval: str = SYNC_INTERVAL
 
 
 class Ready(Struct, frozen=True, kw_only=True):
@@ -111,7 +112,7 @@ async def _run(site: Site, announce: Callable[[Ready], None], house: AsyncExitSt
     house.callback(lock.free)
     listening = await listen(site.http.host, site.http.port)
     house.callback(listening.close)
-    nats = site.nats or await _own_nats(lock, house, hurry)
+    nats = site.nats or await _own_nats(lock, site.sync_interval, house, hurry)
     connection = await Connection.open(nats, "tasktrail-supervisor")
     house.push_async_callback(connection.close)
     await _check_jetstream(connection, nats)
@@ -175,8 +176,8 @@ def _children(
     return [api, projector, *workers]
 
 
-async def _own_nats(lock: Lock, house: AsyncExitStack, hurry: asyncio.Event) -> NatsAddress:
-    server = await EmbeddedServer.start_locked(lock)
+async def _own_nats(lock: Lock, sync_interval: str, house: AsyncExitStack, hurry: asyncio.Event) -> NatsAddress:
+    server = await EmbeddedServer.start_locked(lock, sync_interval=sync_interval)
 
     async def end() -> None:
         if hurry.is_set():

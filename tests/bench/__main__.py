@@ -14,7 +14,7 @@ import uvloop
 
 from app.freezing import freeze
 from app.logs import configure_logs
-from tests.bench import appends, audit, polls, views
+from tests.bench import appends, audit, durability, polls, views
 from tests.bench.figures import Figure, shown
 from tests.projections.databases import Cluster, cluster, programs
 
@@ -25,6 +25,7 @@ BENCHES: dict[str, Bench] = {
     "audit": audit.replays,
     "polls": polls.polls,
     "appends": appends.appends,
+    "durability": durability.durability,
 }
 
 

@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from uuid import uuid4
 
+from msgspec import json
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -38,9 +40,10 @@ class Bare:
         await client.connect(servers=[nats.url], pending_size=64 * 1024 * 1024)
         bare = cls(client)
         await client.subscribe(f"{bare._inbox}.*", cb=bare._on_acknowledged)  # pyright: ignore[reportUnknownMemberType]  # nats-py: a bare Future
-        await bare._jetstream.add_stream(  # pyright: ignore[reportUnknownMemberType]  # nats-py takes anything here
-            name=STREAM, subjects=[SUBJECTS], storage="file", discard="new", allow_direct=True, duplicate_window=0.1
-        )
+        config = {"storage": "file", "discard": "new", "allow_direct": True, "allow_atomic": True}
+        config |= {"name": STREAM, "subjects": [SUBJECTS], "duplicate_window": 100_000_000}
+        made = await client.request(f"$JS.API.STREAM.CREATE.{STREAM}", json.encode(config))
+        assert b'"error"' not in made.data, made.data
         return bare
 
     async def by_request(self, subject: str, payload: bytes) -> None:
@@ -54,6 +57,18 @@ class Bare:
         await self._client.publish(subject, payload, reply=f"{self._inbox}.{token}", headers=NEW)
         acknowledged = await future
         assert b'"error"' not in acknowledged, acknowledged
+
+    async def by_batch(self, appends: Sequence[tuple[str, bytes]]) -> None:
+        """Append all of them or none, with one acknowledgement."""
+        batch = uuid4().hex
+        for number, (subject, payload) in enumerate(appends[:-1], 1):
+            await self._client.publish(
+                subject, payload, headers={"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **NEW}
+            )
+        subject, payload = appends[-1]
+        last = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(len(appends)), "Nats-Batch-Commit": "1", **NEW}
+        acknowledged = await self._client.request(subject, payload, headers=last, timeout=30)
+        assert b'"error"' not in acknowledged.data, acknowledged.data
 
     async def close(self) -> None:
         """Let go of it."""
