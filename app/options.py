@@ -83,6 +83,13 @@ LOG = (
         click.IntRange(min=-1),
         default=-1,
     ),
+    option(
+        "--sync-interval",
+        "How often nats-server forces what it acknowledged to the disk (500ms, 2m), or `always`: before each "
+        "acknowledgement. `serve` starts its own so; of another it is told. Power loss may cost so much.",
+        default=SYNC_INTERVAL,
+        check=checked_sync_interval,
+    ),
 )
 AUDIT = (
     option(
@@ -216,13 +223,6 @@ SERVING = (
         check=checked_token,
     ),
     option("--worker-processes", "How many processes run agents.", click.IntRange(1, 64), default=1),
-    option(
-        "--sync-interval",
-        "How often the nats-server of our own forces what it acknowledged to the disk (500ms, 2m), or `always`: before "
-        "each acknowledgement. Power loss may cost so much; a kill costs nothing.",
-        default=SYNC_INTERVAL,
-        check=checked_sync_interval,
-    ),
 )
 
 
@@ -232,7 +232,7 @@ def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -
         address = {"url": given["nats_url"], "creds": given["nats_creds"], "ca": given["nats_ca"]}
         nats = msgspec.convert(address, NatsAddress)
     room = {"nats": nats, "replicas": given["replicas"], "max_bytes": given["max_log_bytes"]}
-    return msgspec.convert(room, LogSettings)
+    return msgspec.convert(room | {"sync_interval": given["sync_interval"]}, LogSettings)
 
 
 def http_settings(given: Mapping[str, object]) -> HttpSettings:

@@ -25,7 +25,7 @@ NO_ROOM = frozenset({10047, 10077, 10023})
 WINDOW = 1024
 """Appends in flight at most; more wait their turn."""
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-EXPECTED_LINE = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
+EXPECTED_HEAD = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
 
 OnEnd = Callable[[int | LogError], None]
 
@@ -43,7 +43,7 @@ class Append:
         self.until = until
 
 
-class _Flight:
+class Flight:
     """An append that was sent once. Its acknowledgement ends it; whatever else comes, or nothing, is seen to."""
 
     __slots__ = ("_appender", "append", "on_end", "token", "worth_waiting_until")
@@ -70,7 +70,7 @@ class Appender:
         self._attempt_s = min(1.0, patience_s / 2)
         self._window = asyncio.Semaphore(WINDOW)
         self._waiting: set[Expected] = set()
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._reconnected = asyncio.Event()
@@ -82,14 +82,12 @@ class Appender:
         made for it, nor a timer: that would cost as much again. False: not now, for it would have to wait."""
         if len(self._flights) + len(self._settling) >= WINDOW:
             return False
-        token, reply = self._stream.new_reply()
-        head = EXPECTED_LINE % expected
-        if not self._connection.put(subject, reply, head, stored):
-            return False
         now = time.monotonic()
         append = Append(subject, record_id, stored, expected, now + self._patience_s)
-        self._flights[token] = flight = _Flight(self, append, token, now + self._attempt_s, on_end)
-        self._stream.listen(token, flight)
+        flight = Flight(self, append, self._stream.new_token(), now + self._attempt_s, on_end)
+        if not self._send(flight):
+            return False
+        self._flights[flight.token] = flight
         if self._timer is None:
             self._timer = self._loop.call_later(self._attempt_s, self._look)
         return True
@@ -105,7 +103,7 @@ class Appender:
             with self._stream.expect(self._attempt_s) as waiting:
                 return await self._insist(append, waiting, None, sent=False)
 
-    def heard(self, flight: _Flight, msg: Delivery) -> None:
+    def heard(self, flight: Flight, msg: Delivery) -> None:
         """What JetStream answers to what was sent."""
         try:
             ack = self._stream.read_ack(msg)
@@ -130,7 +128,15 @@ class Appender:
             self._land(flight)
             flight.on_end(_unknown(flight.append, "the log is closed"))
 
-    def _land(self, flight: _Flight) -> None:
+    def _send(self, flight: Flight) -> bool:
+        """Put it on its way. False: not now."""
+        append, reply = flight.append, self._stream.reply_of(flight.token)
+        if not self._connection.put(append.subject, reply, EXPECTED_HEAD % append.expected, append.stored):
+            return False
+        self._stream.listen(flight.token, flight)
+        return True
+
+    def _land(self, flight: Flight) -> None:
         del self._flights[flight.token]
         self._stream.ignore(flight.token)
 
@@ -144,14 +150,14 @@ class Appender:
                 return
             self._settle(flight, None)
 
-    def _settle(self, flight: _Flight, said: Ack | None) -> None:
+    def _settle(self, flight: Flight, said: Ack | None) -> None:
         """Go on with an append that was sent once, in a task of its own."""
         self._land(flight)
         settling = self._loop.create_task(self._settled(flight, said))
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
 
-    async def _settled(self, flight: _Flight, said: Ack | None) -> None:
+    async def _settled(self, flight: Flight, said: Ack | None) -> None:
         # The same reply as before: the first attempt's late acknowledgement counts for the second.
         try:
             with self._stream.expect(self._attempt_s, token=flight.token) as waiting:

@@ -38,9 +38,12 @@ class Delivery(Struct, frozen=True, gc=False):
     @property
     def plain(self) -> bool:
         """Whether its headers say nothing but how it was appended, which nobody asks for."""
-        return self.raw is None or (
-            self.raw.startswith(b"NATS/1.0\r\nNats-Expected-Last-") and self.raw.count(b"\r\n") <= 3
-        )
+        raw = self.raw
+        if raw is None:
+            return True
+        # One line, or (joining.py) those of a batch.
+        lines = 6 if b"\r\nNats-Batch-Id: " in raw else 3
+        return raw.startswith(b"NATS/1.0\r\nNats-Expected-Last-") and raw.count(b"\r\n") <= lines
 
 
 Take = Callable[[Delivery], None]

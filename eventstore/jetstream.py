@@ -14,6 +14,7 @@ from eventstore.appender import NO_ROOM, Appender
 from eventstore.blobs import JetStreamBlobs
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.events import LogRecord, Owner, Record, SessionRecord, TaskId
+from eventstore.joining import JoiningAppender
 from eventstore.log import (
     CHECKPOINTS,
     Arrival,
@@ -53,19 +54,29 @@ BEHIND_S = 0.05
 class JetStreamLog:
     """The log. Build with `open`; several processes may have the same one open."""
 
-    def __init__(self, connection: Connection, stream: Stream, blobs: JetStreamBlobs, *, patience_s: float) -> None:
+    def __init__(
+        self, connection: Connection, stream: Stream, blobs: JetStreamBlobs, *, patience_s: float, joins: bool
+    ) -> None:
         self.connection = connection
         self.blobs = blobs
         self._stream = stream
         self._patience_s = patience_s
-        self._appender = Appender(connection, stream, patience_s=patience_s)
+        kind = JoiningAppender if joins else Appender
+        self._appender = kind(connection, stream, patience_s=patience_s)
         self._tails: list[StreamTail] = []
 
     @classmethod
     async def open(
-        cls, connection: Connection, *, max_bytes: int = -1, replicas: int = 1, patience_s: float = 5.0
+        cls,
+        connection: Connection,
+        *,
+        max_bytes: int = -1,
+        replicas: int = 1,
+        patience_s: float = 5.0,
+        joins: bool = False,
     ) -> "JetStreamLog":
         """Create the stream where it is missing; keep its `max_bytes` where it is not. `patience_s` bounds an append.
+        `joins`: what waits goes in batches, which pays where the server syncs before each acknowledgement.
 
         Raises LogUnavailable, RefusedByServer.
         """
@@ -79,6 +90,7 @@ class JetStreamLog:
             "max_bytes": max_bytes,
             "max_consumers": MAX_CONSUMERS,
             "allow_direct": True,
+            "allow_atomic": True,
             "num_replicas": replicas,
             # A duplicate window can't be 0; without message ids nothing is ever deduplicated.
             "duplicate_window": 100_000_000,
@@ -87,7 +99,10 @@ class JetStreamLog:
             await stream.state()
         except RefusedByServer:
             await stream.ensure(config)
-        return cls(connection, stream, await JetStreamBlobs.open(connection, replicas=replicas), patience_s=patience_s)
+        if joins:
+            await stream.allow_batches()  # an older release made it without
+        blobs = await JetStreamBlobs.open(connection, replicas=replicas)
+        return cls(connection, stream, blobs, patience_s=patience_s, joins=joins)
 
     @property
     def fullness(self) -> float:

@@ -39,11 +39,12 @@ class StreamState(Struct, frozen=True):
 
 
 class Ack(Struct, frozen=True):
-    """JetStream's answer to a publish: a sequence, or an error."""
+    """JetStream's answer to a publish: a sequence, or an error; of an atomic batch the last one's, and how many."""
 
     sequence: int
     err_code: int = 0
     description: str = ""
+    count: int = 1
 
 
 class _State(Struct):
@@ -59,6 +60,10 @@ class _Config(Struct):
 class _Info(Struct):
     state: _State
     config: _Config
+
+
+class _Configured(Struct):
+    config: dict[str, object]
 
 
 class _Message(Struct):
@@ -79,6 +84,7 @@ class _AckError(Struct):
 
 class _Ack(Struct):
     seq: int = 0
+    count: int = 1
     error: _AckError | None = None
 
 
@@ -119,6 +125,12 @@ class Stream:
                 raise
             await self.connection.api(f"STREAM.UPDATE.{self.name}", config, timeout_s=5.0)
 
+    async def allow_batches(self) -> None:
+        """Have it take atomic batches; all else stays as it is. Raises LogUnavailable, RefusedByServer."""
+        told = msgspec.convert(await self.connection.api(f"STREAM.INFO.{self.name}"), type=_Configured)
+        if not told.config.get("allow_atomic"):
+            await self.connection.api(f"STREAM.UPDATE.{self.name}", {**told.config, "allow_atomic": True})
+
     async def state(self) -> StreamState:
         """The leader's word. Raises LogUnavailable, RefusedByServer."""
         body = await self.connection.api(f"STREAM.INFO.{self.name}", timeout_s=1.0)
@@ -157,10 +169,13 @@ class Stream:
         was made with the reply of this token."""
         return Expected(self, token or f"{next(self._tokens):x}", publish_timeout_s)
 
-    def new_reply(self) -> tuple[str, str]:
-        """A token, and the reply subject whose answers `listen` has."""
-        token = f"{next(self._tokens):x}"
-        return token, f"{self._inbox}.{token}"
+    def new_token(self) -> str:
+        """A name for one answer that is to come."""
+        return f"{next(self._tokens):x}"
+
+    def reply_of(self, token: str) -> str:
+        """The reply subject whose answers come to this token."""
+        return f"{self._inbox}.{token}"
 
     def listen(self, token: str, hear: Take) -> None:
         """Have answers to this token's reply taken as they are read from the socket, until `ignore`."""
@@ -252,7 +267,7 @@ class Stream:
         ack = self._decode_ack(msg.data)
         if ack.error is not None:
             return Ack(0, ack.error.err_code, ack.error.description)
-        return Ack(ack.seq)
+        return Ack(ack.seq, count=ack.count)
 
 
 class Expected:

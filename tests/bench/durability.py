@@ -4,13 +4,19 @@ what the disk itself takes, and atomic batches."""
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from eventstore import codec
+from eventstore.connection import Connection, NatsAddress
+from eventstore.events import TaskId
+from eventstore.jetstream import JetStreamLog
 from eventstore.server import EmbeddedServer
 from tests.bench.bare import Bare, one_by_one
 from tests.bench.figures import Figure
+from tests.bench.records import OWNER, arrivals
 from tests.projections.databases import Cluster
 
 INTERVALS = ("2m", "1s", "always")
@@ -34,8 +40,10 @@ async def durability(directory: Path, _records: int, _: Cluster | None) -> list[
             bare = await Bare.open(server.address)
             try:
                 for writers in WRITERS:
-                    singles.setdefault((interval, writers), []).append(await _written(bare, writers))
+                    singles.setdefault((interval, writers), []).append(await _written(partial(_bare, bare), writers))
                 batches.setdefault(interval, []).append(await _batched(bare))
+                if interval == "always":
+                    await _joined(server.address, singles)
             finally:
                 await bare.close()
                 await server.stop()
@@ -52,14 +60,33 @@ async def durability(directory: Path, _records: int, _: Cluster | None) -> list[
     ]
 
 
-async def _written(bare: Bare, writers: int) -> tuple[float, float]:
+async def _bare(bare: Bare) -> None:
+    await bare.by_inbox(f"bared.1.bench.{uuid4()}", PAYLOAD)
+
+
+async def _joined(nats: NatsAddress, singles: Taken) -> None:
+    """The log's own appends, which wait for each other."""
+    connection = await Connection.open(nats, "bench")
+    log = await JetStreamLog.open(connection, patience_s=30.0, joins=True)
+    record = next(codec.recorded(one).record for one in arrivals(1))
+
+    async def append() -> None:
+        await log.append(OWNER, TaskId(f"task_{uuid4()}"), record, 0)
+
+    for writers in WRITERS:
+        singles.setdefault(("always, joined", writers), []).append(await _written(append, writers))
+    await log.close()
+    await connection.close()
+
+
+async def _written(append: Callable[[], Awaitable[None]], writers: int) -> tuple[float, float]:
     """Appends a second by so many writers, and what half of them took at most, in milliseconds."""
     until = time.perf_counter() + SECONDS
     took_ms: list[float] = []
 
     async def write() -> None:
         while time.perf_counter() < until:
-            took_ms.extend(await one_by_one([partial(bare.by_inbox, f"bared.1.bench.{uuid4()}", PAYLOAD)]))
+            took_ms.extend(await one_by_one([append]))
 
     since = time.perf_counter()
     await asyncio.gather(*(write() for _ in range(writers)))
