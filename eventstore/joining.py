@@ -14,8 +14,8 @@ from eventstore.connection import Connection
 from eventstore.log import LogUnavailable
 from eventstore.stream import Stream
 
-FROM = 4
-"""Fewer go each by itself."""
+FROM = 25
+"""Fewer go each by itself: a batch costs the server as much as some twenty syncs, however small it is."""
 MOST = 500
 """A batch has at most 1,000 messages."""
 MOST_BYTES = 4 * 1024 * 1024
@@ -24,7 +24,7 @@ COMMIT = b"Nats-Batch-Commit: 1\r\n"
 
 
 class JoiningAppender(Appender):
-    """One group is on its way; what comes meanwhile is the next.
+    """While a batch is on its way, or FROM by themselves, what comes waits, and goes together.
 
     The server looks at each message's expectation when it commits, and takes all or none. Where it takes none, or does
     not answer, each goes on by itself, as after any answer that did not come: same bytes, same expectation. So a batch
@@ -34,7 +34,8 @@ class JoiningAppender(Appender):
     def __init__(self, connection: Connection, stream: Stream, *, patience_s: float) -> None:
         super().__init__(connection, stream, patience_s=patience_s)
         self._queue: list[Flight] = []
-        self._under_way: set[str] = set()
+        self._alone: set[str] = set()
+        self._batch: str | None = None
         self._called = False
 
     def _send(self, flight: Flight) -> bool:
@@ -46,24 +47,25 @@ class JoiningAppender(Appender):
 
     def _land(self, flight: Flight) -> None:
         super()._land(flight)
-        self._under_way.discard(flight.token)
+        self._alone.discard(flight.token)
         self._go_on()
 
     def _go_on(self) -> None:
         # Not at once: what comes in this turn of the loop goes along.
-        if self._queue and not self._under_way and not self._called:
+        if self._queue and self._batch is None and len(self._alone) < FROM and not self._called:
             self._called = True
             self._loop.call_soon(self._send_group)
 
     def _send_group(self) -> None:
         self._called = False
         group = self._next_group()
-        self._under_way.update(flight.token for flight in group)
         if len(group) >= FROM:
             self._send_batch(group)
             return
         for flight in group:
-            if not super()._send(flight):
+            if super()._send(flight):
+                self._alone.add(flight.token)
+            else:
                 self._settle(flight, None)
 
     def _next_group(self) -> list[Flight]:
@@ -85,7 +87,8 @@ class JoiningAppender(Appender):
 
     def _send_batch(self, group: list[Flight]) -> None:
         batch = secrets.token_hex(12).encode()
-        token = self._stream.new_token()
+        self._batch = token = self._stream.new_token()
+        self._loop.call_later(self._attempt_s, self._end_batch, token)
         self._stream.listen(token, partial(self._heard_batch, token, group))
         for number, flight in enumerate(group, 1):
             append, last = flight.append, number == len(group)
@@ -104,7 +107,7 @@ class JoiningAppender(Appender):
         if ack is None or ack.err_code or ack.count != len(group):
             self._give_up(token, group)
             return
-        self._stream.ignore(token)
+        self._end_batch(token)
         first = ack.sequence - len(group) + 1
         for sequence, flight in enumerate(group, first):
             if flight.token in self._flights:
@@ -113,7 +116,14 @@ class JoiningAppender(Appender):
 
     def _give_up(self, token: str, group: list[Flight]) -> None:
         """Each by itself."""
-        self._stream.ignore(token)
+        self._end_batch(token)
         for flight in group:
             if flight.token in self._flights:
                 self._settle(flight, None)
+
+    def _end_batch(self, token: str) -> None:
+        """It was answered, or is not waited for any more: its flights are seen to by then."""
+        self._stream.ignore(token)
+        if self._batch == token:
+            self._batch = None
+            self._go_on()

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from eventstore import joining
 from eventstore.connection import NatsAddress
 from eventstore.log import EventLog
 from eventstore.memory import MemoryLog
@@ -21,8 +22,9 @@ def where(request: pytest.FixtureRequest) -> tuple[NatsAddress, bool] | None:
 
 
 @pytest.fixture
-async def log(where: tuple[NatsAddress, bool] | None) -> AsyncGenerator[EventLog]:
-    """The log in memory, then those on JetStream, all empty."""
+async def log(where: tuple[NatsAddress, bool] | None, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[EventLog]:
+    """The log in memory, then those on JetStream, all empty; what is joined is joined from two on."""
+    monkeypatch.setattr(joining, "FROM", 2)
     if where is None:
         memory = MemoryLog()
         yield memory

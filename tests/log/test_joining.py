@@ -4,9 +4,11 @@ import asyncio
 import random
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eventstore import joining
 from eventstore.client import Delivery
 from eventstore.connection import NatsAddress
 from eventstore.jetstream import JetStreamLog
@@ -70,8 +72,8 @@ async def test_a_stream_of_an_older_release_takes_batches_from_now_on(nats_addre
     async with jetstream(nats_address, joins=True) as log:
         heard: list[Delivery] = []
         await log.connection.take("tasks.>", heard.append)
-        await at_once(log, 10)
-        await until(lambda: len(heard) == 10)
+        await at_once(log, 40)
+        await until(lambda: len(heard) == 40)
         assert all(BATCH in (one.raw or b"") for one in heard)
         assert await log.last(ANN, first.task_id) == first.sequence
 
@@ -108,6 +110,12 @@ writes = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["right", "wrong"
 async def test_whatever_is_joined_each_task_has_what_was_granted_and_nothing_else(
     nats_address: NatsAddress, rounds: list[list[tuple[int, str]]]
 ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joining, "FROM", 2)
+        await write_joined(nats_address, rounds)
+
+
+async def write_joined(nats_address: NatsAddress, rounds: list[list[tuple[int, str]]]) -> None:
     async with jetstream(nats_address, joins=True) as log:
         tasks = [new_task() for _ in range(5)]
         granted: dict[int, list[Recorded]] = {number: [] for number in range(5)}

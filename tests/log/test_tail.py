@@ -75,7 +75,7 @@ async def test_killed_after_deliveries(server: EmbeddedServer, log: JetStreamLog
     async with tail_of(log, ear) as tail:
         for _ in range(3):
             heard = len(ear.arrivals)
-            writing = asyncio.ensure_future(writes(log, 10_000))
+            writing = asyncio.ensure_future(writes(log, 5_000))
             await ear.has(heard + 1)
             await server.kill()
             assert not writing.done()
