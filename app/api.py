@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from app import __version__
 from app.auth import Bearers, credentials
+from app.beginning import Beginning
 from app.bounding import Bounding
 from app.dialects import nanonets_routes, native_routes, niyra_routes, shannon_routes
 from app.dialects.crossroads import Crossroads
@@ -187,7 +188,8 @@ def build(rooms: Rooms) -> Front:
         logging_config=None,
     )
     told = Tracing(Telling(app, rooms.limits, _told_elsewhere))
-    return Front(Observed(Heads(Crossroads(told, rooms.bearers)), rooms.metrics), rooms, POLLS)
+    layers = Observed(Heads(Crossroads(told, rooms.bearers)), rooms.metrics)
+    return Front(Beginning(layers, rooms), rooms, POLLS)
 
 
 def _told_elsewhere(path: str) -> Budget | None:

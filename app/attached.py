@@ -92,6 +92,18 @@ class Attached:
         """Nobody needs it to stay."""
         return not (self.pins or self.readers or self._changed or self.filling is not None)
 
+    def take_lock(self) -> bool:
+        """Have the lock, where nobody has it or waits for it."""
+        if self.lock.locked():
+            return False
+        taking = self.lock.acquire()  # asyncio has no other way; where it need not wait, this is its end
+        try:
+            taking.send(None)
+        except StopIteration:
+            return True
+        taking.close()
+        return False
+
     def apply(self, recorded: Recorded) -> bool:
         """Take in a record; one that we have is passed over. False: it does not follow on what we have; read again."""
         if recorded.sequence <= self.task.sequence:

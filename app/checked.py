@@ -9,6 +9,7 @@ import click
 
 from eventstore.connection import hidden
 
+SYNC_INTERVAL = re.compile(r"always|[1-9][0-9]{0,5}(ms|s|m|h)")
 TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
 
@@ -36,6 +37,13 @@ def checked_http_url(_context: click.Context, _option: click.Parameter, url: str
         if not good or not TOKEN.fullmatch(url):
             raise click.BadParameter(f"{url!r} is no address (https://login.example.org, say)")
     return url
+
+
+def checked_sync_interval(_context: click.Context, _option: click.Parameter, interval: str | None) -> str | None:
+    """A time as nats-server reads it, or `always`."""
+    if interval is not None and not SYNC_INTERVAL.fullmatch(interval):
+        raise click.BadParameter(f"{interval!r} is neither `always` nor a time (500ms, 1s, 2m, say)")
+    return interval
 
 
 def checked_token(_context: click.Context, _option: click.Parameter, token: str | None) -> str | None:

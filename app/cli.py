@@ -115,6 +115,7 @@ def serve(
     token: str | None,
     api_processes: int,
     worker_processes: int,
+    sync_interval: str,
     replicas: int,
     log_level: str,
     nats_url: str | None,
@@ -147,6 +148,7 @@ def serve(
         replicas=replicas,
         api_processes=api_processes,
         worker_processes=worker_processes,
+        sync_interval=sync_interval,
     )
     with tried():
         catalogue(agent_settings(context.params))

@@ -444,8 +444,8 @@ def _failures(task: Task) -> str:
 
 def _bounded(decision: Decision, task: Task) -> Decision:
     """A task's history is bounded: the last fact allowed is an end."""
-    if decision is None or isinstance(decision, Rejected | TaskCompleted | TaskFailed | TaskCancelled | TaskTimedOut):
+    if task.version + 1 < MAX_FACTS or decision is None:
         return decision
-    if task.version + 1 < MAX_FACTS:
+    if isinstance(decision, Rejected | TaskCompleted | TaskFailed | TaskCancelled | TaskTimedOut):
         return decision
     return TaskFailed(code="too_many_facts", message=f"a task has at most {MAX_FACTS} facts")

@@ -8,10 +8,18 @@ from typing import TypeVar
 import click
 import msgspec
 
-from app.checked import checked_authorities, checked_http_url, checked_nats_url, checked_token, checked_views_url
+from app.checked import (
+    checked_authorities,
+    checked_http_url,
+    checked_nats_url,
+    checked_sync_interval,
+    checked_token,
+    checked_views_url,
+)
 from app.local import DEFAULT_DIRECTORY
 from app.settings import LIMITED, AgentSettings, AuditSettings, HttpSettings, LogSettings, OAuthSettings, WorkerSettings
 from eventstore.connection import NatsAddress
+from eventstore.server import SYNC_INTERVAL
 
 Value = TypeVar("Value")
 Check = Callable[[click.Context, click.Parameter, Value | None], Value | None]
@@ -74,6 +82,13 @@ LOG = (
         "The log's room; nearly full, it takes no new tasks. -1: all of the disk's.",
         click.IntRange(min=-1),
         default=-1,
+    ),
+    option(
+        "--sync-interval",
+        "How often nats-server forces what it acknowledged to the disk (500ms, 2m), or `always`: before each "
+        "acknowledgement. `serve` starts its own so; of another it is told. Power loss may cost so much.",
+        default=SYNC_INTERVAL,
+        check=checked_sync_interval,
     ),
 )
 AUDIT = (
@@ -223,7 +238,7 @@ def log_settings(given: Mapping[str, object], nats: NatsAddress | None = None) -
         address = {"url": given["nats_url"], "creds": given["nats_creds"], "ca": given["nats_ca"]}
         nats = msgspec.convert(address, NatsAddress)
     room = {"nats": nats, "replicas": given["replicas"], "max_bytes": given["max_log_bytes"]}
-    return msgspec.convert(room, LogSettings)
+    return msgspec.convert(room | {"sync_interval": given["sync_interval"]}, LogSettings)
 
 
 def http_settings(given: Mapping[str, object]) -> HttpSettings:

@@ -79,7 +79,8 @@ async def _opened(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(connection.close)
         replicas = log_settings.replicas
-        event_log = await JetStreamLog.open(connection, max_bytes=log_settings.max_bytes, replicas=replicas)
+        room = log_settings.max_bytes
+        event_log = await JetStreamLog.open(connection, max_bytes=room, replicas=replicas, joins=log_settings.joins)
         stack.push_async_callback(event_log.close)
         tasks = await Tasks.open(event_log, Metrics("projector"))
         stack.push_async_callback(tasks.close)

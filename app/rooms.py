@@ -87,7 +87,10 @@ async def open_rooms(
     connection = await Connection.open(log_settings.nats, "tasktrail-api")
     try:
         event_log = await JetStreamLog.open(
-            connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
+            connection,
+            max_bytes=log_settings.max_bytes,
+            replicas=log_settings.replicas,
+            joins=log_settings.joins,
         )
         tokens = await Tokens.open(connection, replicas=log_settings.replicas)
         switches = await Switches.open(connection, replicas=log_settings.replicas)

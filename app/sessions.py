@@ -1,5 +1,6 @@
 """What may happen to a session: its commands, `decide` (pure), and the one door to its part of the log."""
 
+import time
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -81,14 +82,14 @@ class Sessions:
             if decision is None or isinstance(decision, Rejected):
                 return decision or session
             record = _record(decision, session, command, cause)
+            since = time.monotonic()
             try:
-                with self._tasks.metrics.append_seconds.time():
-                    recorded = await self._tasks.log.append_session(owner, session_id, record, session.sequence)
+                recorded = await self._tasks.log.append_session(owner, session_id, record, session.sequence)
             except WrongExpectedSequence as conflict:
                 log.info("session.append_conflict", expected=conflict.expected, found=conflict.found)
                 self._tasks.metrics.conflicts.inc()
                 continue
-            self._tasks.metrics.appended(recorded)
+            self._tasks.metrics.appended(recorded, time.monotonic() - since)
             return evolve(session, recorded)
         raise OutcomeUnknown(f"others were faster {ROUNDS} times")
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from eventstore.connection import NatsAddress
+from eventstore.server import SYNC_INTERVAL
 
 MIB = 1024 * 1024
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -92,11 +93,17 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):
-    """The log: where it is, how many replicas, how large it may grow (bytes; -1: no limit)."""
+    """The log: where it is, how many replicas, how large it may grow (bytes; -1: no limit), how often it is synced."""
 
     nats: NatsAddress
     replicas: int = 1
     max_bytes: int = -1
+    sync_interval: str = SYNC_INTERVAL
+
+    @property
+    def joins(self) -> bool:
+        """Whether appends that wait go together: one sync is for all of them."""
+        return self.sync_interval == "always"
 
 
 class AuditSettings(Struct, frozen=True, kw_only=True):

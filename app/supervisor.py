@@ -25,7 +25,7 @@ from eventstore.events import Owner
 from eventstore.lock import Lock, writing
 from eventstore.log import LogUnavailable
 from eventstore.queue import announce_lost
-from eventstore.server import EmbeddedServer
+from eventstore.server import SYNC_INTERVAL, EmbeddedServer
 from eventstore.tokens import SCOPES, Plan, Tokens, new_token
 
 log = structlog.stdlib.get_logger()
@@ -53,6 +53,7 @@ class Site(Struct, frozen=True, kw_only=True):
     replicas: int = 1
     api_processes: int = 1
     worker_processes: int = 1
+    sync_interval: str = SYNC_INTERVAL
 
 
 class Ready(Struct, frozen=True, kw_only=True):
@@ -114,7 +115,7 @@ async def _run(site: Site, announce: Callable[[Ready], None], house: AsyncExitSt
             def begin_apis(nats: NatsAddress) -> None:
                 begin(_apis(site, nats, views_url, listening, readiness))
 
-            nats = site.nats or await _own_nats(lock, below, hurry, begin_apis)
+            nats = site.nats or await _own_nats(lock, site.sync_interval, below, hurry, begin_apis)
             connection = await _connected(nats, below)
             if site.nats is not None:
                 begin_apis(nats)
@@ -194,10 +195,14 @@ def _others(site: Site, connection: Connection, nats: NatsAddress, views_url: st
 
 
 async def _own_nats(
-    lock: Lock, below: AsyncExitStack, hurry: asyncio.Event, begin_apis: Callable[[NatsAddress], None]
+    lock: Lock,
+    sync_interval: str,
+    below: AsyncExitStack,
+    hurry: asyncio.Event,
+    begin_apis: Callable[[NatsAddress], None],
 ) -> NatsAddress:
     """A server of ours. The API begins meanwhile: either takes about a second, where the log is long."""
-    server = await EmbeddedServer.start_locked(lock, on_address=begin_apis)
+    server = await EmbeddedServer.start_locked(lock, sync_interval=sync_interval, on_address=begin_apis)
 
     async def end() -> None:
         if hurry.is_set():

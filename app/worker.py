@@ -187,7 +187,10 @@ async def open_worker(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(connection.close)
         event_log = await JetStreamLog.open(
-            connection, max_bytes=log_settings.max_bytes, replicas=log_settings.replicas
+            connection,
+            max_bytes=log_settings.max_bytes,
+            replicas=log_settings.replicas,
+            joins=log_settings.joins,
         )
         stack.push_async_callback(event_log.close)
         tasks = await Tasks.open(event_log, Metrics("worker", worker_id))

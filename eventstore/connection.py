@@ -25,6 +25,7 @@ OLDEST_SERVER = (2, 12, 0)
 RECONNECT_EVERY_S = 0.1
 PING_EVERY_S = 5
 LET_GO_AFTER_S = 1.0
+READ_BYTES = 256 * 1024
 
 
 class NatsAddress(Struct, frozen=True, kw_only=True):
@@ -60,7 +61,11 @@ class _Wire(TcpTransport):
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         # Where an attempt failed half-way, the client forgets its connection, which then stays open.
         self.close()
-        await super().connect(uri, buffer_size, connect_timeout)
+        await super().connect(uri, READ_BYTES, connect_timeout)
+
+    async def read(self, buffer_size: int) -> bytes:
+        # Acknowledgements and the tail's records come by the thousand; nats-py's 32 KiB held the socket up for each.
+        return await super().read(READ_BYTES)
 
     async def drain(self) -> None:
         if not self.leaving:
@@ -167,6 +172,10 @@ class Connection:
             await self.client.publish(subject, payload, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
             raise LogUnavailable(f"{subject}: {str(error) or type(error).__name__}") from error
+
+    def put(self, subject: str, reply: str, head: bytes, payload: bytes) -> bool:
+        """Send, without waiting, with these headers as they are on the wire. False: it can't be taken now."""
+        return self.client.put(subject, reply, head, payload)
 
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Have messages on a subject, each in its turn. Raises LogUnavailable."""

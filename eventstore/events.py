@@ -5,6 +5,7 @@ never changed; new fields get defaults, so that every record ever written decode
 """
 
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Literal, NewType
 
 from msgspec import Meta, Struct
@@ -366,6 +367,11 @@ def tag_of(fact: TaskFact | SessionFact | LogFact | UnknownFact) -> str:
     """The fact's public name, `task.created` say."""
     if isinstance(fact, UnknownFact):
         return fact.tag
-    tag = type(fact).__struct_config__.tag
+    return _tag_of_kind(type(fact))
+
+
+@cache
+def _tag_of_kind(kind: type[TaskFact | SessionFact | LogFact]) -> str:
+    tag = kind.__struct_config__.tag
     assert isinstance(tag, str)
     return tag

@@ -1,37 +1,39 @@
 """The log on JetStream: the stream `TASKS`, its appender and its reader."""
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
 from eventstore import codec
+from eventstore.appender import NO_ROOM, Appender
 from eventstore.blobs import JetStreamBlobs
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.events import LogRecord, Owner, Record, SessionRecord, TaskId
+from eventstore.joining import JoiningAppender
 from eventstore.log import (
     CHECKPOINTS,
     Arrival,
+    LogError,
     LogFull,
     LogUnavailable,
     OnArrival,
+    OnEnd,
     OnReset,
-    OutcomeUnknown,
     Recorded,
     SessionRecorded,
     Tail,
     WrongExpectedSequence,
     session_subject,
     subjects_of,
-    task_of_subject,
     task_subject,
 )
 from eventstore.replay import StreamReplay
-from eventstore.stream import IMPORTED, Ack, Expected, Stream
+from eventstore.stream import IMPORTED, Stream
 from eventstore.sweep import sweep_blobs
 from eventstore.tail import StreamTail
 
@@ -41,42 +43,40 @@ STREAM = "TASKS"
 SUBJECTS = ("tasks.>", "sessions.>", CHECKPOINTS)
 MAX_CONSUMERS = 10_000
 
-# The one place that knows these numbers. 10164 comes on replicated streams: it carries no sequence, and may concern an
-# append that never lands.
-CONFLICT = frozenset({10071, 10164})
-NO_ROOM = frozenset({10047, 10077, 10023})
-"""No room on the disk or in the account; maximum bytes exceeded; insufficient resources."""
-
 AT_ONCE = 256
 """Records put back without waiting for the acknowledgement of those before."""
 EPOCH, FAR = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """The server counts nanoseconds in 64 bits: moments before and after mean others to it."""
 BEHIND_S = 0.05
 """After so long a replica that was behind the leader is asked again."""
-WINDOW = 1024
-"""Appends in flight at most; more wait their turn."""
 
 
 class JetStreamLog:
     """The log. Build with `open`; several processes may have the same one open."""
 
-    def __init__(self, connection: Connection, stream: Stream, blobs: JetStreamBlobs, *, patience_s: float) -> None:
+    def __init__(
+        self, connection: Connection, stream: Stream, blobs: JetStreamBlobs, *, patience_s: float, joins: bool
+    ) -> None:
         self.connection = connection
         self.blobs = blobs
         self._stream = stream
         self._patience_s = patience_s
-        self._attempt_s = min(1.0, patience_s / 2)
-        self._window = asyncio.Semaphore(WINDOW)
-        self._in_flight: set[Expected] = set()
-        self._reconnected = asyncio.Event()
+        kind = JoiningAppender if joins else Appender
+        self._appender = kind(connection, stream, patience_s=patience_s)
         self._tails: list[StreamTail] = []
-        connection.on_reconnected(self._wake)
 
     @classmethod
     async def open(
-        cls, connection: Connection, *, max_bytes: int = -1, replicas: int = 1, patience_s: float = 5.0
+        cls,
+        connection: Connection,
+        *,
+        max_bytes: int = -1,
+        replicas: int = 1,
+        patience_s: float = 5.0,
+        joins: bool = False,
     ) -> "JetStreamLog":
         """Create the stream where it is missing; keep its `max_bytes` where it is not. `patience_s` bounds an append.
+        `joins`: what waits goes in batches, which pays where the server syncs before each acknowledgement.
 
         Raises LogUnavailable, RefusedByServer.
         """
@@ -90,6 +90,7 @@ class JetStreamLog:
             "max_bytes": max_bytes,
             "max_consumers": MAX_CONSUMERS,
             "allow_direct": True,
+            "allow_atomic": True,
             "num_replicas": replicas,
             # A duplicate window can't be 0; without message ids nothing is ever deduplicated.
             "duplicate_window": 100_000_000,
@@ -98,26 +99,49 @@ class JetStreamLog:
             await stream.state()
         except RefusedByServer:
             await stream.ensure(config)
-        return cls(connection, stream, await JetStreamBlobs.open(connection, replicas=replicas), patience_s=patience_s)
+        if joins:
+            await stream.allow_batches()  # an older release made it without
+        blobs = await JetStreamBlobs.open(connection, replicas=replicas)
+        return cls(connection, stream, blobs, patience_s=patience_s, joins=joins)
 
     @property
     def fullness(self) -> float:
         """How much of `max_bytes` is taken, 0 to 1, as the tail last heard it (0 without a tail or a limit)."""
-        leader = next((tail.leader for tail in self._tails if not tail.closed), None)
-        if leader is None or leader.max_bytes <= 0:
-            return 0.0
-        return leader.bytes / leader.max_bytes
+        for tail in self._tails:
+            if not tail.closed:
+                leader = tail.leader
+                return leader.bytes / leader.max_bytes if leader.max_bytes > 0 else 0.0
+        return 0.0
 
-    async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
-        """Add one record. An append whose acknowledgement does not come is repeated, with the same bytes and
-        expectation, until it is acknowledged or in conflict; the record after the expected one then tells whose it is.
-        """
+    def begin(self, owner: Owner, task_id: TaskId, record: Record, expected: int, on_end: OnEnd) -> bool:
+        """Begin to add one record, where nothing has to be waited for."""
         subject = task_subject(owner, task_id)
-        stored = await self._packed(subject, record, expected)
+        stored = codec.encode(record)
+        if len(stored) > codec.MAX_INLINE:
+            return False
         # What is given back is what a replay will see; and what could not be read back is not written.
         record = codec.decode(stored)
-        async with self._window:
-            sequence = await self._store(subject, record.record_id, stored, expected)
+
+        def ended(end: int | LogError) -> None:
+            if isinstance(end, int):
+                on_end(Recorded(sequence=end, owner=owner, task_id=task_id, record=record, stored=stored))
+            else:
+                on_end(end)
+
+        return self._appender.begin(subject, record.record_id, stored, expected, ended)
+
+    async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
+        """Add one record."""
+        ended: asyncio.Future[Recorded | LogError] = asyncio.get_running_loop().create_future()
+        if self.begin(owner, task_id, record, expected, partial(_tell, ended)):
+            end = await ended
+            if isinstance(end, LogError):
+                raise end
+            return end
+        subject = task_subject(owner, task_id)
+        stored = await self._packed(subject, record, expected)
+        record = codec.decode(stored)  # as above
+        sequence = await self._appender.append(subject, record.record_id, stored, expected)
         return Recorded(sequence=sequence, owner=owner, task_id=task_id, record=record, stored=stored)
 
     async def append_session(
@@ -146,8 +170,7 @@ class JetStreamLog:
 
     async def _append(self, subject: str, record: SessionRecord | LogRecord, expected: int) -> Arrival:
         stored = await self._packed(subject, record, expected)
-        async with self._window:
-            sequence = await self._store(subject, record.record_id, stored, expected)
+        sequence = await self._appender.append(subject, record.record_id, stored, expected)
         return Arrival(sequence, subject, stored)
 
     async def put_back(self, arrivals: Sequence[Arrival]) -> None:
@@ -254,72 +277,14 @@ class JetStreamLog:
         """Stop the tails and let go of the connection's inboxes."""
         for tail in list(self._tails):
             await tail.close()
-        self.connection.off_reconnected(self._wake)
+        await self._appender.close()
         await self.blobs.close()
         await self._stream.close()
 
-    async def _store(self, subject: str, record_id: str, stored: bytes, expected: int) -> int:
-        until = time.monotonic() + self._patience_s
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
-        sent = False
-        with self._stream.expect(self._attempt_s) as waiting:
-            self._in_flight.add(waiting)
-            try:
-                while (left_s := until - time.monotonic()) > 0:
-                    if not self.connection.connected:
-                        # What is published now is only kept by the client; repeated again and again it would pile up.
-                        await self._wait_for_connection(left_s)
-                        continue
-                    sent = True
-                    try:
-                        await self.connection.publish(subject, stored, reply=waiting.reply, headers=headers)
-                        ack = await waiting.ack(min(self._attempt_s, left_s))
-                        sequence = await self._judge(ack, subject, record_id, expected)
-                    except LogUnavailable:
-                        await asyncio.sleep(random.uniform(0.02, 0.1))
-                        continue
-                    if sequence is not None:
-                        return sequence
-                    await asyncio.sleep(random.uniform(0.02, 0.1))
-            finally:
-                self._in_flight.discard(waiting)
-        if not sent:
-            raise LogUnavailable(f"no connection to the log within {self._patience_s:g} s; nothing was written")
-        whose = task_of_subject(subject)
-        unknown = f"{subject}: no acknowledgement within {self._patience_s:g} s"
-        raise OutcomeUnknown(unknown, task_id=whose[1] if whose else None)
 
-    async def _judge(self, ack: Ack, subject: str, record_id: str, expected: int) -> int | None:
-        """The sequence of our record; None: try again. Raises WrongExpectedSequence, LogFull, LogUnavailable."""
-        if not ack.err_code:
-            return ack.sequence
-        if ack.err_code in NO_ROOM:
-            raise LogFull(ack.description)
-        if ack.err_code not in CONFLICT:
-            raise LogUnavailable(f"{subject}: {ack.description} ({ack.err_code})")
-        after_expected = await self._stream.get(sequence=expected + 1, subject=subject)
-        if after_expected is None:
-            last = await self._stream.get(subject=subject)
-            found = last.sequence if last is not None else 0
-            if found < expected:
-                raise WrongExpectedSequence(subject, expected, found)  # the log went back
-            return None
-        if codec.record_id_of(after_expected) == record_id:
-            return after_expected.sequence
-        raise WrongExpectedSequence(subject, expected, after_expected.sequence)
-
-    async def _wait_for_connection(self, at_most_s: float) -> None:
-        self._reconnected.clear()
-        if self.connection.connected:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(at_most_s):
-                await self._reconnected.wait()
-
-    def _wake(self) -> None:
-        self._reconnected.set()
-        for waiting in self._in_flight:
-            waiting.wake()
+def _tell(ended: asyncio.Future[Recorded | LogError], end: Recorded | LogError) -> None:
+    if not ended.done():
+        ended.set_result(end)
 
 
 def _refers(arrival: Arrival, blob: str) -> bool:

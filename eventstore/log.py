@@ -18,6 +18,7 @@ import zlib
 from collections.abc import AsyncIterable, Callable, Collection
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Protocol
 
 from msgspec import Struct
@@ -104,8 +105,10 @@ def owner_named(text: str) -> Owner:
     return owner_word(text)
 
 
+@lru_cache(maxsize=4096)
 def task_subject(owner: Owner, task_id: TaskId) -> str:
-    """`tasks.<partition>.<owner>.<task_id>`: the one place that makes subjects."""
+    """`tasks.<partition>.<owner>.<task_id>`: the one place that makes subjects. (A command asks for the same one
+    several times.)"""
     return _task_subject(_checked(owner), task_id)
 
 
@@ -163,6 +166,7 @@ def subjects_about(owners: Collection[Owner], tasks: Collection[TaskId]) -> tupl
     return tuple(_task_subject(whose, task_id) for task_id in sorted(tasks))
 
 
+@lru_cache(maxsize=1024)
 def _checked(owner: Owner) -> Owner:
     if not OWNER_WORD.fullmatch(owner):
         raise BadSubject(f"not an owner: {owner[:80]!r}")
@@ -283,6 +287,7 @@ class Replay(Protocol):
 
 OnArrival = Callable[[Arrival], None]
 OnReset = Callable[[], None]
+OnEnd = Callable[[Recorded | LogError], None]
 
 
 class Blobs(Protocol):
@@ -313,6 +318,14 @@ class EventLog(Protocol):
     @property
     def fullness(self) -> float:
         """How much of the log's room is taken, 0 to 1, as last heard."""
+        ...
+
+    def begin(self, owner: Owner, task_id: TaskId, record: Record, expected: int, on_end: OnEnd) -> bool:
+        """Begin to `append`, where that can be done at once. `on_end` is told how it ended, later and once, whatever
+        becomes of whoever began it: the record as it is in the log, or what `append` would raise.
+
+        False: nothing was begun, for something has to be waited for. Raises BadSubject, Unreadable.
+        """
         ...
 
     async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:

@@ -15,9 +15,12 @@ from eventstore.events import LogRecord, Owner, Record, SessionRecord, TaskId
 from eventstore.log import (
     CHECKPOINTS,
     Arrival,
+    LogError,
     LogUnavailable,
     OnArrival,
+    OnEnd,
     OnReset,
+    OutcomeUnknown,
     Recorded,
     SessionRecorded,
     WrongExpectedSequence,
@@ -186,11 +189,33 @@ class MemoryLog:
         self._subjects: dict[str, list[Arrival]] = {}
         self._tails: list[MemoryTail] = []
         self.replays: set[MemoryReplay] = set()
+        self._appending: set[asyncio.Task[Recorded]] = set()
 
     @property
     def fullness(self) -> float:
         """Memory is not counted."""
         return 0.0
+
+    def begin(self, owner: Owner, task_id: TaskId, record: Record, expected: int, on_end: OnEnd) -> bool:
+        """Begin to add one record; what would need a blob has to be waited for, as in any log."""
+        task_subject(owner, task_id)
+        stored = codec.encode(record)
+        if len(stored) > codec.MAX_INLINE:
+            return False
+        codec.decode(stored)
+        appending = asyncio.ensure_future(self.append(owner, task_id, record, expected))
+        self._appending.add(appending)
+
+        def ended(appending: asyncio.Task[Recorded]) -> None:
+            self._appending.discard(appending)
+            if appending.cancelled():
+                on_end(OutcomeUnknown("the log is closed", task_id=task_id))
+                return
+            error = appending.exception()
+            on_end(error if isinstance(error, LogError) else appending.result())
+
+        appending.add_done_callback(ended)
+        return True
 
     async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
         """Add one record, if the task's last sequence is `expected`."""

@@ -40,6 +40,7 @@ LOOPBACK = "127.0.0.1"
 PORTS = range(20_000, 32_000)
 """Below the ports that Linux and macOS lend to outgoing connections: a client that tries to reconnect to a closed port
 of that range may be lent the very same one, connect to itself, and keep the server from listening there again."""
+SYNC_INTERVAL = "1s"
 READY_WITHIN_S = 60.0
 STOPPED_WITHIN_S = 10.0
 FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_AFTER_S = 0.05, 5.0, 10.0
@@ -83,6 +84,7 @@ class _Site(Struct, frozen=True, kw_only=True):
     binary: Path
     lock: Lock
     access: _Access
+    sync_interval: str
 
 
 class EmbeddedServer:
@@ -97,24 +99,29 @@ class EmbeddedServer:
         self._watcher: asyncio.Task[None] | None = asyncio.create_task(self._watch(), name="nats-server watcher")
 
     @classmethod
-    async def start(cls, data_dir: Path, *, wait_s: float = 5.0) -> "EmbeddedServer":
+    async def start(
+        cls, data_dir: Path, *, wait_s: float = 5.0, sync_interval: str = SYNC_INTERVAL
+    ) -> "EmbeddedServer":
         """Lock the directory, waiting at most `wait_s` for whoever has it, and return once JetStream answers."""
         lock = await Lock.take(data_dir, wait_s=wait_s)
         try:
-            return await cls.start_locked(lock)
+            return await cls.start_locked(lock, sync_interval=sync_interval)
         except BaseException:
             lock.free()
             raise
 
     @classmethod
     async def start_locked(
-        cls, lock: Lock, *, on_address: Callable[[NatsAddress], None] = lambda _: None
+        cls, lock: Lock, *, sync_interval: str = SYNC_INTERVAL, on_address: Callable[[NatsAddress], None] = lambda _: None
     ) -> "EmbeddedServer":
-        """Return once JetStream answers; `on_address` hears before that where it will be. `stop` frees the lock."""
+        """Return once JetStream answers; `on_address` hears before that where it will be. `stop` frees the lock.
+        What was acknowledged is on the disk itself after `sync_interval` (`always`: before it is acknowledged);
+        docs/decisions/durability.md says what that costs."""
         binary = await asyncio.to_thread(find_binary)
         with writing(lock.directory):
             (lock.directory / "nats").mkdir(mode=0o700, exist_ok=True)
-            site = _Site(binary=binary, lock=lock, access=_settled_access(lock.directory))
+            access = _settled_access(lock.directory)
+            site = _Site(binary=binary, lock=lock, access=access, sync_interval=sync_interval)
             write_privately(lock.directory / "nats-server.conf", _configuration(site))
         on_address(site.access.address("tasktrail", site.access.password))
         return cls(site, await _launch(site))
@@ -247,7 +254,11 @@ def _configuration(site: _Site) -> bytes:
     access, directory = site.access, site.lock.directory
     tasktrail = {"user": "tasktrail", "password": access.password, "permissions": {"publish": {"deny": DENIED}}}
     archive = {"user": "archive", "password": access.archive_password}
-    jetstream = {"store_dir": str(directory / "nats"), "max_file_store": access.max_file_store, "sync_interval": "2m"}
+    jetstream = {
+        "store_dir": str(directory / "nats"),
+        "max_file_store": access.max_file_store,
+        "sync_interval": site.sync_interval,
+    }
     settings = {
         "server_name": access.name,
         "host": LOOPBACK,

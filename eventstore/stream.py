@@ -5,7 +5,6 @@ import base64
 import itertools
 import random
 import time
-from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -13,7 +12,7 @@ import structlog
 from msgspec import Struct
 from nats.aio.subscription import Subscription
 
-from eventstore.client import Delivery
+from eventstore.client import Delivery, Take
 from eventstore.connection import Connection, RefusedByServer
 from eventstore.log import Arrival, LogUnavailable
 
@@ -40,11 +39,12 @@ class StreamState(Struct, frozen=True):
 
 
 class Ack(Struct, frozen=True):
-    """JetStream's answer to a publish: a sequence, or an error."""
+    """JetStream's answer to a publish: a sequence, or an error; of an atomic batch the last one's, and how many."""
 
     sequence: int
     err_code: int = 0
     description: str = ""
+    count: int = 1
 
 
 class _State(Struct):
@@ -60,6 +60,10 @@ class _Config(Struct):
 class _Info(Struct):
     state: _State
     config: _Config
+
+
+class _Configured(Struct):
+    config: dict[str, object]
 
 
 class _Message(Struct):
@@ -80,6 +84,7 @@ class _AckError(Struct):
 
 class _Ack(Struct):
     seq: int = 0
+    count: int = 1
     error: _AckError | None = None
 
 
@@ -94,7 +99,7 @@ class Stream:
         self.connection = connection
         self.name = name
         self._inbox = connection.new_inbox()
-        self._waiting: dict[str, Callable[[Delivery], None]] = {}
+        self._waiting: dict[str, Take] = {}
         self._tokens = itertools.count()
         self._reading: set[asyncio.Future[int]] = set()
         self._subscription: Subscription | None = None
@@ -119,6 +124,12 @@ class Stream:
             if error.err_code != 10058:  # "stream name already in use with a different configuration"
                 raise
             await self.connection.api(f"STREAM.UPDATE.{self.name}", config, timeout_s=5.0)
+
+    async def allow_batches(self) -> None:
+        """Have it take atomic batches; all else stays as it is. Raises LogUnavailable, RefusedByServer."""
+        told = msgspec.convert(await self.connection.api(f"STREAM.INFO.{self.name}"), type=_Configured)
+        if not told.config.get("allow_atomic"):
+            await self.connection.api(f"STREAM.UPDATE.{self.name}", {**told.config, "allow_atomic": True})
 
     async def state(self) -> StreamState:
         """The leader's word. Raises LogUnavailable, RefusedByServer."""
@@ -153,9 +164,26 @@ class Stream:
         deleted, imported = b"KV-Operation: DEL" in headers, IMPORTED.encode() in headers
         return Arrival(got.seq, got.subject, base64.b64decode(got.data), deleted=deleted, imported=imported)
 
-    def expect(self, publish_timeout_s: float) -> "Expected":
-        """A place where one acknowledgement will arrive; the same for all attempts at one publish."""
-        return Expected(self, f"{next(self._tokens):x}", publish_timeout_s)
+    def expect(self, publish_timeout_s: float, *, token: str | None = None) -> "Expected":
+        """A place where one acknowledgement will arrive; the same for all attempts at one publish, also where the first
+        was made with the reply of this token."""
+        return Expected(self, token or f"{next(self._tokens):x}", publish_timeout_s)
+
+    def new_token(self) -> str:
+        """A name for one answer that is to come."""
+        return f"{next(self._tokens):x}"
+
+    def reply_of(self, token: str) -> str:
+        """The reply subject whose answers come to this token."""
+        return f"{self._inbox}.{token}"
+
+    def listen(self, token: str, hear: Take) -> None:
+        """Have answers to this token's reply taken as they are read from the socket, until `ignore`."""
+        self._waiting[token] = hear
+
+    def ignore(self, token: str) -> None:
+        """Listen to them no more."""
+        self._waiting.pop(token, None)
 
     async def publish(
         self, subject: str, payload: bytes, *, headers: dict[str, str] | None = None, timeout_s: float = 5.0
@@ -232,13 +260,14 @@ class Stream:
         if waiting is not None:
             waiting(msg)
 
-    def _read_ack(self, msg: Delivery) -> Ack:
+    def read_ack(self, msg: Delivery) -> Ack:
+        """What an answer to a publish says. Raises LogUnavailable, DecodeError."""
         if msg.raw and msg.headers.get("Status") == "503":
             raise LogUnavailable(f"stream {self.name} has no leader at the moment")
         ack = self._decode_ack(msg.data)
         if ack.error is not None:
             return Ack(0, ack.error.err_code, ack.error.description)
-        return Ack(ack.seq)
+        return Ack(ack.seq, count=ack.count)
 
 
 class Expected:
@@ -284,12 +313,12 @@ class Expected:
         if self._future.done():
             return
         try:
-            self._future.set_result(self._stream._read_ack(msg))  # pyright: ignore[reportPrivateUsage]  # as above
+            self._future.set_result(self._stream.read_ack(msg))
         except (LogUnavailable, msgspec.DecodeError) as error:
             self._future.set_exception(LogUnavailable(str(error)))
 
 
-def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int]) -> Callable[[Delivery], None]:
+def _batch_hearer(subject: str, found: list[Arrival], done: asyncio.Future[int]) -> Take:
     """Gathers the messages of one batch; `done` gets how many come after it.
 
     Each says which one came before it in the batch: what the client dropped on the way would be a hole in a history.

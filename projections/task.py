@@ -189,19 +189,19 @@ def follows(recorded: Recorded, task: Task) -> bool:
 def evolve(task: Task, recorded: Recorded) -> Task:
     """The task after one more record. Never raises: history is not up for debate."""
     record = recorded.record
-    stamped = replace(
+    folded = replace(
         _fold(task, record),
+        task_id=recorded.task_id,
+        owner=recorded.owner,
         sequence=recorded.sequence,
         version=record.version,
         sha256=recorded.sha256,
         updated_at=record.at,
         imported=recorded.imported,
     )
-    if task.version == 0:
-        stamped = replace(stamped, task_id=recorded.task_id, owner=recorded.owner)
     if record.key is not None:
-        stamped = replace(stamped, keys=(*stamped.keys, record.key)[-MAX_KEYS:])
-    return stamped
+        folded = replace(folded, keys=(*folded.keys, record.key)[-MAX_KEYS:])
+    return folded
 
 
 def _fold(task: Task, record: Record) -> Task:

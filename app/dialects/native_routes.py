@@ -16,7 +16,7 @@ from app.attached import Attached
 from app.auth import Revocations
 from app.bounding import held_by
 from app.bounds import NoRoom
-from app.commands import CancelTask, Command, DecideReview, ReceiveInput, RequestPause, ResumeTask
+from app.commands import CancelTask, Command, CreateTask, DecideReview, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
 from app.dialects import native_admin
 from app.dialects.asked import Asked, cause_of, idempotency_key, keyed, known_versions, strictly, wait_of
@@ -80,14 +80,7 @@ async def create_task(
     """Begin a task. `Prefer: wait=N` waits up to N (60 at most) seconds for its end; `Idempotency-Key` makes a repeat
     give the same task (200, `Idempotency-Replayed: true`); the same key with another request is refused (422)."""
     request.user.need("tasks:write")
-    data = await strictly(request, data)
-    command = to_command(data, default_agent=catalogue.default)
-    if command.agent not in catalogue:
-        raise BadRequest(f"no agent {command.agent!r}; there are: {', '.join(catalogue.names)}")
-    if len(msgspec.json.encode(data.metadata)) > MAX_METADATA:
-        raise BadRequest(f"metadata has at most {MAX_METADATA} bytes")
-    if is_too_deep(data):
-        raise BadRequest(f"input and metadata are nested {MAX_DEPTH} levels at most")
+    command = wish_of(await strictly(request, data), catalogue)
     done = await tasks.create(request.user.owner, command, cause_of(request), key=idempotency_key(request))
     if isinstance(done, Rejected):
         raise Refused(done)
@@ -101,6 +94,18 @@ async def create_task(
         headers["Preference-Applied"] = f"wait={wait_s:g}"
         task = await _wait(tasks, task, wait_s, version=None)
     return await _answer(request, tasks, task, headers, status_code=200 if done.recorded is None else 201)
+
+
+def wish_of(data: NewTask, catalogue: Catalogue) -> CreateTask:
+    """What is asked for. Raises BadRequest."""
+    command = to_command(data, default_agent=catalogue.default)
+    if command.agent not in catalogue:
+        raise BadRequest(f"no agent {command.agent!r}; there are: {', '.join(catalogue.names)}")
+    if data.metadata and len(msgspec.json.encode(data.metadata)) > MAX_METADATA:
+        raise BadRequest(f"metadata has at most {MAX_METADATA} bytes")
+    if is_too_deep(data):
+        raise BadRequest(f"input and metadata are nested {MAX_DEPTH} levels at most")
+    return command
 
 
 @get("/tasks/{task_id:str}", responses={**ONE_TASK, 200: TASK, 304: ResponseSpec(None)}, tags=["tasks"])
@@ -128,7 +133,7 @@ async def get_task(
     if age_s is not None:
         headers["Age"] = str(age_s)
     if task.version in known:
-        return Response(b"", status_code=304, headers=_with_marks(task, headers), media_type=None)
+        return Response(b"", status_code=304, headers=marked(task, headers), media_type=None)
     return await _answer(request, tasks, task, headers, attached=attached)
 
 
@@ -214,7 +219,7 @@ async def list_agents(request: Asked, catalogue: NamedDependency[Catalogue]) -> 
 
 
 def _plain(task: Task) -> dict[str, str]:
-    return _with_marks(task, {"Cache-Control": "private, no-cache"})
+    return marked(task, {"Cache-Control": "private, no-cache"})
 
 
 POLL = Poll(
@@ -265,10 +270,11 @@ async def _answer(
         body = await rendered(held_by(request.scope), tasks, attached, task, "native", render)
     except NoRoom as error:
         raise NoRoom(None if request.method == "GET" else task.task_id) from error
-    return Response(body, status_code=status_code, headers=_with_marks(task, headers), media_type="application/json")
+    return Response(body, status_code=status_code, headers=marked(task, headers), media_type="application/json")
 
 
-def _with_marks(task: Task, headers: dict[str, str]) -> dict[str, str]:
+def marked(task: Task, headers: dict[str, str]) -> dict[str, str]:
+    """The headers of an answer that tells the task, with these."""
     # Who waits here need not wait elsewhere, too.
     pace = {} if "Preference-Applied" in headers else retry_after(task)
     return headers | pace | {"ETag": f'"{task.version}"'}

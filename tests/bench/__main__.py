@@ -14,7 +14,7 @@ import uvloop
 
 from app.freezing import freeze
 from app.logs import configure_logs
-from tests.bench import audit, polls, scale, start, streams, views
+from tests.bench import appends, audit, durability, polls, scale, start, streams, views
 from tests.bench.figures import Figure, shown
 from tests.projections.databases import Cluster, cluster, programs
 
@@ -27,6 +27,8 @@ BENCHES: dict[str, Bench] = {
     "streams": streams.streams,
     "scale": scale.scales,
     "start": start.starts,
+    "appends": appends.appends,
+    "durability": durability.durability,
 }
 
 

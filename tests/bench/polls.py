@@ -1,7 +1,5 @@
 """Polls of one task by many clients: our service, beside bare uvicorn and FastAPI that send the same bytes."""
 
-import asyncio
-import re
 import shutil
 import sys
 from collections.abc import AsyncGenerator
@@ -11,27 +9,19 @@ from pathlib import Path
 
 import httpx
 import msgspec
-from msgspec import Struct
 
 from eventstore.server import EmbeddedServer
 from tests.bench.answering import Answer
 from tests.bench.audit import serving
 from tests.bench.figures import Figure
+from tests.bench.loads import Load, listening, loaded
 from tests.projections.databases import Cluster
 from tests.walk.serving import free_port
 
 ROUNDS = 5
 SECONDS = 3
 CLIENTS = 64
-IN_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 OURS, STRICT, BARE, FASTAPI = "ours", "ours, strict reads", "bare uvicorn", "a FastAPI handler"
-
-
-class Load(Struct):
-    """What `wrk` says of its clients: answers a second, and the milliseconds within which 99 of 100 came."""
-
-    rate: float
-    p99_ms: float
 
 
 async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figure]:
@@ -53,7 +43,7 @@ async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figur
             loads: dict[str, list[Load]] = {name: [] for name in targets}
             for _round in range(ROUNDS):
                 for name, (where, whose) in targets.items():
-                    loads[name].append(await _loaded(where + path, whose))
+                    loads[name].append(await loaded(where + path, whose, CLIENTS, SECONDS))
     finally:
         await server.stop()
     return _figures(loads)
@@ -93,40 +83,6 @@ async def _polled(url: str, credential: str) -> tuple[str, Answer]:
 async def _answering(what: str, answer: Answer) -> AsyncGenerator[str]:
     """Such a process; its URL."""
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.answering", what, str(port)), stdin=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(answer))
-        process.stdin.close()
-        async with asyncio.timeout(30):
-            while not await _listens(port):  # noqa: ASYNC110  # another process's readiness
-                await asyncio.sleep(0.05)
+    words = (sys.executable, "-m", "tests.bench.answering", what, str(port))
+    async with listening(port, *words, given=msgspec.json.encode(answer)):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
-
-
-async def _loaded(url: str, credential: str) -> Load:
-    process = await asyncio.create_subprocess_exec(
-        *("wrk", "-t1", f"-c{CLIENTS}", f"-d{SECONDS}s", "--latency", "-H", f"Authorization: {credential}", url),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    said, _ = await process.communicate()
-    text = said.decode()
-    rate, slow = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"99%\s+([\d.]+)(us|ms|s)", text)
-    assert rate, text
-    assert slow, text
-    assert "Non-2xx" not in text, text
-    return Load(float(rate[1]), float(slow[1]) * IN_MS[slow[2]])

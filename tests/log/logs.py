@@ -102,12 +102,12 @@ async def write_against_others(log: EventLog, task: TaskId, text: str) -> Record
 
 @asynccontextmanager
 async def jetstream(
-    address: NatsAddress, *, max_bytes: int = -1, patience_s: float = 5.0
+    address: NatsAddress, *, max_bytes: int = -1, patience_s: float = 5.0, joins: bool = False
 ) -> AsyncGenerator[JetStreamLog]:
     """The log on a connection of its own."""
     connection = await Connection.open(address, "tests")
     try:
-        log = await JetStreamLog.open(connection, max_bytes=max_bytes, patience_s=patience_s)
+        log = await JetStreamLog.open(connection, max_bytes=max_bytes, patience_s=patience_s, joins=joins)
         try:
             yield log
         finally:

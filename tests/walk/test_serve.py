@@ -299,6 +299,8 @@ async def test_a_port_that_becomes_free_in_time_is_taken(tmp_path: Path):
         (["--port", "many"], "'many' is not a valid integer"),
         (["--token", "two words"], "a token is"),
         (["--nats-url", "http://user:secret@there"], "'there' is no address of a NATS server"),
+        (["--sync-interval", "soon"], "'soon' is neither `always` nor a time"),
+        (["--sync-interval", "0s"], "'0s' is neither `always` nor a time"),
         (["--oauth-issuer", "https://login.example.org"], "--oauth-audience is missing"),
         (["--oauth-issuer", "login.example.org", "--oauth-audience", "us"], "'login.example.org' is no address"),
         (["--oauth-jwks-url", "http://"], "'http://' is no address"),
