@@ -1,8 +1,6 @@
 """Polls of one task by many clients: our service, beside bare uvicorn and FastAPI that send the same bytes."""
 
 import asyncio
-import re
-import shutil
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,33 +9,23 @@ from pathlib import Path
 
 import httpx
 import msgspec
-from msgspec import Struct
 
 from eventstore.server import EmbeddedServer
 from tests.bench.answering import Answer
 from tests.bench.audit import serving
 from tests.bench.figures import Figure
+from tests.bench.loading import MISSING, Load, can_load, load
 from tests.projections.databases import Cluster
 from tests.walk.serving import free_port
 
 ROUNDS = 5
-SECONDS = 3
-CLIENTS = 64
-IN_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 OURS, STRICT, BARE, FASTAPI = "ours", "ours, strict reads", "bare uvicorn", "a FastAPI handler"
-
-
-class Load(Struct):
-    """What `wrk` says of its clients: answers a second, and the milliseconds within which 99 of 100 came."""
-
-    rate: float
-    p99_ms: float
 
 
 async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figure]:
     """All of them in turn, again and again; there is one task, which is attached."""
-    if shutil.which("wrk") is None:
-        return [Figure(name="polls", values=[], unit="", missing="wrk is not installed")]
+    if not can_load():
+        return [Figure(name="polls", values=[], unit="", missing=MISSING)]
     server = await EmbeddedServer.start(directory / "log")
     try:
         async with AsyncExitStack() as stack:
@@ -53,7 +41,7 @@ async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figur
             loads: dict[str, list[Load]] = {name: [] for name in targets}
             for _round in range(ROUNDS):
                 for name, (where, whose) in targets.items():
-                    loads[name].append(await _loaded(where + path, whose))
+                    loads[name].append(await load(where + path, {"Authorization": whose}))
     finally:
         await server.stop()
     return _figures(loads)
@@ -116,17 +104,3 @@ async def _listens(port: int) -> bool:
         return False
     writer.close()
     return True
-
-
-async def _loaded(url: str, credential: str) -> Load:
-    process = await asyncio.create_subprocess_exec(
-        *("wrk", "-t1", f"-c{CLIENTS}", f"-d{SECONDS}s", "--latency", "-H", f"Authorization: {credential}", url),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    said, _ = await process.communicate()
-    text = said.decode()
-    rate, slow = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"99%\s+([\d.]+)(us|ms|s)", text)
-    assert rate, text
-    assert slow, text
-    assert "Non-2xx" not in text, text
-    return Load(float(rate[1]), float(slow[1]) * IN_MS[slow[2]])

@@ -1,0 +1,153 @@
+"""What `make bench` does with figures, and with a bench that fails; the figures themselves are nobody's test."""
+
+import asyncio
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.bench.drawing import draw_aims, nearness
+from tests.bench.figures import Figure, shown
+from tests.bench.leftovers import children
+from tests.bench.loading import posting, read
+from tests.bench.machine import Machine, this_machine
+from tests.bench.running import Outcome, Report, carry_out, nothing_left
+from tests.bench.written import NoMarks, as_markdown, keep, put
+
+MACHINE = Machine(
+    processor="A Processor",
+    cores=2,
+    memory_gib=24.0,
+    kernel="Linux 6",
+    python="3.11",
+    versions={"uvloop": "1"},
+    load=0.1,
+)
+REACHED = Figure(name="polls, share", values=[0.5, 0.8, 0.9], unit="", share_of="bare uvicorn", aim=0.7)
+MISSED = Figure(name="polls, p99", values=[2.5], unit="x", share_of="bare uvicorn", aim=2, than="under")
+MISSING = Figure(name="polls", values=[], unit="x", aim=3, missing="FastAPI is not installed")
+BARE = Figure(name="bare uvicorn", values=[12_345.6], unit="polls/s")
+PAGE = "above\n<!-- bench: written by make bench, not by hand -->\nold\n<!-- end of bench -->\nbelow\n"
+
+
+def a_report() -> Report:
+    figures = [REACHED, MISSED, MISSING, BARE]
+    outcomes = [
+        Outcome(bench="polls", seconds=3.0, figures=figures),
+        Outcome(bench="audit", seconds=1.0, failure="ValueError: no"),
+    ]
+    return Report(machine=MACHINE, began=datetime(2026, 11, 30, tzinfo=UTC), outcomes=outcomes)
+
+
+def test_an_aim_is_reached_by_the_median_of_all_runs() -> None:
+    assert [one.reached for one in (REACHED, MISSED, MISSING, BARE)] == [True, False, None, None]
+    assert [round(nearness(one), 2) for one in (REACHED, MISSED)] == [1.14, 0.8]
+
+
+def test_the_table_has_each_figure_with_its_runs_and_whether_its_aim_is_reached() -> None:
+    lines = shown([REACHED, MISSED, MISSING, BARE]).splitlines()[1:]
+    assert [line.split() for line in lines] == [
+        ["polls,", "share", "0.8", "0.5", "to", "0.9", "of", "bare", "uvicorn", "at", "least", "0.7:", "reached"],
+        ["polls,", "p99", "2.5", "x", "of", "bare", "uvicorn", "under", "2:", "NOT", "reached"],
+        ["polls", "FastAPI", "is", "not", "installed", "at", "least", "3:", "not", "measured"],
+        ["bare", "uvicorn", "12,346", "polls/s"],
+    ]
+    assert as_markdown([REACHED]).splitlines()[2] == (
+        "| polls, share | 0.8 | 0.5 to 0.9 | of bare uvicorn | at least 0.7: reached |"
+    )
+
+
+def test_all_that_was_measured_is_kept_beside_the_table(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    keep(a_report(), tmp_path / "out", page, "bench")
+    assert msgspec.json.decode((tmp_path / "out" / "figures.json").read_bytes(), type=Report) == a_report()
+    assert (tmp_path / "out" / "figures.png").read_bytes().startswith(b"\x89PNG")
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("<!-- end of bench -->\nbelow\n")
+    assert "old" not in text
+    assert "A Processor" in text
+    assert "| polls, p99 | 2.5 x |  | of bare uvicorn | under 2: NOT reached |" in text
+    assert "Not measured: ValueError: no." in text
+
+
+def test_a_second_run_takes_the_place_of_the_first_and_a_page_without_marks_is_refused() -> None:
+    once = put(PAGE, "bench", "new")
+    assert put(once, "bench", "new") == once
+    with pytest.raises(NoMarks):
+        put("no marks here", "bench", "new")
+
+
+def test_nothing_aimed_at_is_drawn_too(tmp_path: Path) -> None:
+    draw_aims(Report(machine=MACHINE, began=datetime(2026, 11, 30, tzinfo=UTC)), tmp_path / "none.png")
+    assert (tmp_path / "none.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_busy_machine_is_said_to_be_busy() -> None:
+    assert "load average was 1.50 on 2 cores" in msgspec.structs.replace(MACHINE, load=1.5).warning
+    assert MACHINE.warning == ""
+
+
+def test_this_machine_has_a_name() -> None:
+    machine = this_machine()
+    assert machine.versions["nats-server"].count(".") == 2
+    assert machine.processor in machine.title
+    assert "absent" not in machine.versions.values()
+
+
+async def _measure(_: Path) -> list[Figure]:
+    return [BARE]
+
+
+async def _break(_: Path) -> list[Figure]:
+    raise ValueError("the reason\nand more")
+
+
+async def _leave_behind(_: Path) -> list[Figure]:
+    """A process that has a child of its own, and never ends by itself."""
+    held = "import subprocess; subprocess.run(['sleep', '600'])"
+    asked = await asyncio.create_subprocess_exec(sys.executable, "-c", held, stdout=asyncio.subprocess.PIPE)
+    await asked.communicate()
+    return []
+
+
+def test_a_bench_that_fails_loses_no_others_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(machine=MACHINE, began=datetime(2026, 11, 30, tzinfo=UTC))
+    carry_out(report, {"one": _measure, "two": _break, "three": _measure}, 60)
+    assert [one.figures for one in report.outcomes] == [[BARE], [], [BARE]]
+    assert [one.failure for one in report.outcomes] == ["", "ValueError: the reason", ""]
+    assert report.failed
+    assert "two: FAILED" in capsys.readouterr().out
+
+
+def test_a_bench_is_over_with_the_time_and_leaves_no_process_behind() -> None:
+    report = Report(machine=MACHINE, began=datetime(2026, 11, 30, tzinfo=UTC))
+    before = children()
+    with nothing_left():
+        carry_out(report, {"one": _leave_behind, "two": _measure}, 0.5)
+        assert children() == before
+    assert "not done" in report.outcomes[0].failure
+    assert "not begun" in report.outcomes[1].failure
+
+
+def test_what_wrk_says_is_read() -> None:
+    text = "    50%    1.00ms\n    99%    2.50ms\n  5 requests in 1s\nRequests/sec:  14680.25\n"
+    assert read(text, 0.5).rate == 14680.25
+    assert read(text.replace("2.50ms", "650.00us"), 0.5).p99_ms == 0.65
+    with pytest.raises(AssertionError):
+        read(text + "Non-2xx or 3xx responses: 5\n", 0.5)
+
+
+def test_what_wrk_posts_is_written_as_lua(tmp_path: Path) -> None:
+    assert posting('{"n": "@@"}', tmp_path / "post.lua") == ("-s", str(tmp_path / "post.lua"))
+    assert 'local body, number = "{\\"n\\": \\"@@\\"}", 0' in (tmp_path / "post.lua").read_text()
+
+
+def test_the_command_line_names_its_benches() -> None:
+    said = subprocess.run([sys.executable, "-m", "tests.bench", "nothing"], capture_output=True, text=True)
+    assert said.returncode == 2
+    assert "'polls'" in said.stderr
