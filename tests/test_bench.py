@@ -12,8 +12,11 @@ import pytest
 from tests.bench.drawing import draw_aims, nearness
 from tests.bench.figures import Figure, shown
 from tests.bench.leftovers import children
+from tests.bench.listening import reading
 from tests.bench.loading import posting, read
 from tests.bench.machine import Machine, this_machine
+from tests.bench.peers import comparing
+from tests.bench.peers.peer import PEERS, Order
 from tests.bench.running import Outcome, Report, carry_out, nothing_left
 from tests.bench.written import NoMarks, as_markdown, keep, put
 
@@ -151,3 +154,64 @@ def test_the_command_line_names_its_benches() -> None:
     said = subprocess.run([sys.executable, "-m", "tests.bench", "nothing"], capture_output=True, text=True)
     assert said.returncode == 2
     assert "'polls'" in said.stderr
+
+
+async def test_readers_hear_every_event_wherever_it_is_cut() -> None:
+    at = 1000.25
+    sent = b"".join(b"data: emit %.6f tool %d began\r\n\r\n" % (at, number) for number in range(50))
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        assert b"GET /tasks/1?mode=x HTTP/1.1\r\n" in asked
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n: hello\r\n\r\n")
+        await begin.wait()
+        for place in range(0, len(sent), 7):
+            writer.write(sent[place : place + 7])
+            await writer.drain()
+        writer.close()
+
+    begin = asyncio.Event()
+    server = await asyncio.start_server(stream, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/tasks/1?mode=x"
+    async with server:
+        for stamp in (None, PEERS["fastapi"].stamp):
+            begin.clear()
+            async with reading(url, {}, b"emit ", 3) as readers:
+                readers.begin(stamp)
+                begin.set()
+                heard = await readers.hear(50, within_s=60)
+                assert heard.events == 150
+                assert len(heard.late_ms) == (0 if stamp is None else 150)
+
+
+def test_when_an_event_was_emitted_is_read_from_its_frame() -> None:
+    assert PEERS["a2a"].stamp(b'data: {"text": "emit 1796066934.722765 tool 0 began"}') == 1796066934.722765
+    assert PEERS["tasktrail"].stamp(b'data: {"at":"2026-11-30T19:28:54.5Z","x":1}') == 1796066934.5
+
+
+def test_every_peer_is_asked_for_the_same_work() -> None:
+    order = Order(steps=3, takes_ms=20, gate=7)
+    assert msgspec.json.decode(order.scenario)["steps"][1]["repeat"] == msgspec.json.decode(order.text)["steps"] == 3
+    for peer in PEERS.values():
+        asked = msgspec.json.encode(peer.body(order)).decode()
+        assert ("begin?" in asked) if peer.go else (r"\"gate\":7" in asked)
+
+
+def test_peers_stand_side_by_side_and_who_is_missing_is_said(tmp_path: Path) -> None:
+    ours, fastapi, a2a, _ = comparing.NAMES
+    figures = [
+        Figure(name=ours, values=[1000.0, 3000.0, 2000.0], unit=""),
+        Figure(name=fastapi, values=[500.0], unit=""),
+        Figure(name=a2a, values=[], unit="", missing="no environment"),
+    ]
+    report = Report(machine=MACHINE, began=datetime(2026, 11, 30, tzinfo=UTC), about="Quietly.")
+    report.outcomes = [Outcome(bench="polls/s", seconds=1, figures=figures)]
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.replace("bench", "peers"))
+    keep(report, tmp_path, page, "peers", name="peers", draw=comparing.draw, body=comparing.markdown)
+    text = page.read_text()
+    assert "| polls/s | 2,000 | 500 (0.25) | - | - |" in text
+    assert f"- {a2a}: not measured, no environment" in text
+    assert "Quietly." in text
+    assert "500 (0.25)" in comparing.shown(report)
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")

@@ -82,7 +82,9 @@ def carry_out(report: Report, benches: Mapping[str, Measuring], seconds: float) 
         if outcome.failure:
             click.secho(f"{name}: FAILED after {outcome.seconds:.0f} s: {outcome.failure}\n", fg="red")
         else:
-            click.echo(f"{name}: took {outcome.seconds:.0f} s\n{shown(outcome.figures)}\n")
+            click.echo(f"{name}: took {outcome.seconds:.0f} s")
+            if outcome.figures:
+                click.echo(f"{shown(outcome.figures)}\n")
 
 
 def _carried_out(name: str, measure: Measuring, left_s: float) -> Outcome:

@@ -26,7 +26,7 @@ def keep(
     *,
     name: str = "figures",
     draw: Callable[[Report, Path], None] = draw_aims,
-    table: Callable[[list[Figure]], str] | None = None,
+    body: Callable[[Report], str] | None = None,
 ) -> None:
     """All three, of what was measured so far; says where. Nothing, where nothing was."""
     if not report.outcomes:
@@ -40,7 +40,7 @@ def keep(
     else:
         click.echo(f"matplotlib is not installed, so nothing is drawn: {INSTALL}")
     if page is not None:
-        page.write_text(put(page.read_text(), what, markdown(report, table)))
+        page.write_text(put(page.read_text(), what, markdown(report, body)))
         click.echo(f"{page} has the table")
 
 
@@ -49,17 +49,20 @@ def write_json(report: Report, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
 
 
-def markdown(report: Report, table: Callable[[list[Figure]], str] | None = None) -> str:
-    """What was measured, where, and when; `table` writes a bench's figures."""
+def markdown(report: Report, body: Callable[[Report], str] | None = None) -> str:
+    """What was measured, where, and when; `body` writes the figures."""
     head = f"On {report.began:%Y-%m-%d}, on {report.machine.title}. Load average before it: {report.machine.load:.2f}."
-    warning = f"\n\n**{report.machine.warning}**" if report.machine.warning else ""
-    sections = [_section(outcome, table or as_markdown) for outcome in report.outcomes]
-    return "\n\n".join([head + warning, *filter(None, [report.about]), *sections])
+    warning = f"**{report.machine.warning}**" if report.machine.warning else ""
+    return "\n\n".join(filter(None, [head, warning, report.about, (body or _sections)(report)]))
 
 
-def _section(outcome: Outcome, table: Callable[[list[Figure]], str]) -> str:
+def _sections(report: Report) -> str:
+    return "\n\n".join(map(_section, report.outcomes))
+
+
+def _section(outcome: Outcome) -> str:
     head = f"### {outcome.bench} ({outcome.seconds:.0f} s)"
-    return f"{head}\n\n{f'Not measured: {outcome.failure}.' if outcome.failure else table(outcome.figures)}"
+    return f"{head}\n\n{f'Not measured: {outcome.failure}.' if outcome.failure else as_markdown(outcome.figures)}"
 
 
 def as_markdown(figures: list[Figure]) -> str:
