@@ -47,7 +47,8 @@ def draw_aims(report: Report, path: Path) -> None:
             hatch="" if one.reached else HATCH,
             edgecolor=EDGE,
         )
-        panel.text(min(full, LONGEST) + 0.02, place, _said(one), va="center", fontsize="small")
+        beside = min(max(full, 1.0), LONGEST) + 0.02  # never across the aim's line
+        panel.text(beside, place, _said(one), va="center", fontsize="small")
     panel.axvline(1, color=AIM, linestyle="--", linewidth=1.5)
     panel.set_yticks(range(len(aimed)), [_label(bench, one) for bench, one in aimed], fontsize="small")
     panel.set_ylim(len(aimed) - 0.4, -0.6)

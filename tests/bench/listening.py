@@ -32,17 +32,13 @@ class Heard(Struct):
 class Reader(asyncio.Protocol):
     """One connection. `marker` is what every event has once, and nothing else has."""
 
-    def __init__(self, request: bytes, marker: bytes) -> None:
+    def __init__(self, marker: bytes) -> None:
         self.began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.events, self.first, self.last = 0, 0.0, 0.0
         self.late_ms: list[float] = []
         self.stamp: Stamp | None = None
-        self._request, self._marker = request, marker
+        self._marker = marker
         self._rest = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now = time.time()
@@ -115,10 +111,11 @@ async def reading(url: str, headers: Mapping[str, str], marker: bytes, count: in
 
     async def connect() -> None:
         transport, reader = await loop.create_connection(
-            lambda: Reader(request.encode(), marker), address.hostname or "127.0.0.1", address.port or 80
+            lambda: Reader(marker), address.hostname or "127.0.0.1", address.port or 80
         )
         transports.append(transport)
         readers.append(reader)
+        transport.write(request.encode())
         await reader.began
 
     try:

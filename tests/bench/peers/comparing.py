@@ -9,6 +9,7 @@ from textwrap import fill
 from app.wording import table
 from tests.bench.drawing import EDGE, HATCH, MISSED, REACHED, WIDE
 from tests.bench.figures import Figure, number
+from tests.bench.peers.measuring import MORE_IS_BETTER
 from tests.bench.peers.peer import PEERS, TASKTRAIL
 from tests.bench.running import Report
 from tests.bench.written import table_of
@@ -72,7 +73,8 @@ def draw(report: Report, path: Path) -> None:
     page.suptitle(fill(report.machine.title, WIDE), fontsize="small")
     for place, outcome in enumerate(measured, 1):
         panel = page.add_subplot(lines, 2, place)
-        panel.set_title(outcome.bench, fontsize="medium")
+        better = "more" if outcome.bench in MORE_IS_BETTER else "less"
+        panel.set_title(f"{outcome.bench} ({better} is better)", fontsize="medium")
         for line, one in enumerate(outcome.figures):
             ours = one.name == TASKTRAIL.name
             value = one.median if one.values else 0.0
@@ -83,4 +85,5 @@ def draw(report: Report, path: Path) -> None:
         panel.set_yticks(range(len(outcome.figures)), [one.name for one in outcome.figures], fontsize="small")
         panel.invert_yaxis()
         panel.margins(x=0.2)
+        panel.locator_params(axis="x", nbins=4)
     page.savefig(path)

@@ -89,12 +89,11 @@ def _recorded_at(frame: bytes) -> float:
 
 
 def _langgraph(directory: Path, port: int) -> list[str]:
-    # It keeps a folder beside its configuration, so it gets a copy.
-    shutil.copytree(SERVERS, directory / "langgraph")
-    config = str(directory / "langgraph" / "langgraph.json")
+    # It keeps a folder beside its configuration, so it gets a copy of that.
+    shutil.copytree(SERVERS, directory, dirs_exist_ok=True)
     langgraph = str(_of("langgraph").with_name("langgraph"))
     quiet = ("--no-browser", "--no-reload", "--server-log-level", "error")
-    return [langgraph, "dev", *quiet, "--config", config, "--port", str(port)]
+    return [langgraph, "dev", *quiet, "--port", str(port)]
 
 
 def _serve(directory: Path, port: int) -> list[str]:
