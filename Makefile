@@ -43,7 +43,7 @@ bench: $(INSTALLED) ## every figure beside its bare limit; make bench ARGS="poll
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 bench-peers: $(INSTALLED) ## the same work on what people use instead, each in an environment of its own
-	@for peer in $(PEERS); do $(MAKE) --no-print-directory .peers/$$peer/.installed || true; done
+	@for peer in $(PEERS); do $(MAKE) --silent --no-print-directory .peers/$$peer/.installed || true; done
 	@$(BIN)/python -m tests.bench.peers $(ARGS)
 
 # One that can't be made is missing from the comparison, which says so.

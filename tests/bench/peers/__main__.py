@@ -57,14 +57,14 @@ class Course:
     @property
     def about(self) -> str:
         """Whether the generators could go faster than what they loaded."""
-        parts = [f"{name} was {part:.2f} at most" for name, part in self.busy.items()]
+        parts = [f"{name}: {part:.2f} at most" for name, part in self.busy.items()]
         slow = [name for name, part in self.busy.items() if part > NEAR_ALL]
         verdict = (
             f"So some figures may be the generator's limit ({', '.join(slow)})."
             if slow
-            else "So neither was the limit."
+            else "So they were not the limit."
         )
-        return f"{ROUNDS} rounds, each service started anew in each. {'; '.join(parts)}. {verdict}" if parts else ""
+        return f"Each service was started anew in each round. {'; '.join(parts)}. {verdict}" if parts else ""
 
 
 @click.command()

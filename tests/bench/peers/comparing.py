@@ -21,7 +21,11 @@ LABELS = ("keeps tasks", "resumes a stream", "checks who asks", "runs")
 
 def shown(report: Report) -> str:
     """For people, on a terminal."""
-    parts = [table(("MEASURE, MEDIAN", *(name.upper() for name in NAMES)), _cells(report)), *_absent(report), ""]
+    parts = [
+        table(("MEDIAN (TIMES TASKTRAIL'S)", *(name.upper() for name in NAMES)), _cells(report)),
+        *_absent(report),
+        "",
+    ]
     for name, *words in _abouts():
         parts += [f"{name}:", *(f"  {label}: {said}" for label, said in zip(LABELS, words, strict=True))]
     return "\n".join(parts)
