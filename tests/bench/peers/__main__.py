@@ -105,8 +105,9 @@ def bench(names: tuple[str, ...], rounds: int, output: Path, minutes: float, pag
         failed = [one for one in report.outcomes if one.failure]
         report.outcomes = [*course.outcomes(peers, time.monotonic() - since), *failed]
         report.about = course.about
-        click.echo(f"{comparing.shown(report)}\n\n{report.about}\n")
-        keep(report, output, page, "bench-peers", name="peers", draw=comparing.draw, body=comparing.markdown)
+        if course.values or failed:
+            click.echo(f"\n{comparing.shown(report)}\n\n{report.about}\n")
+            keep(report, output, page, "bench-peers", name="peers", draw=comparing.draw, body=comparing.markdown)
     sys.exit(report.failed)
 
 
