@@ -13,9 +13,9 @@ from tests.bench.drawing import draw_aims, nearness
 from tests.bench.figures import Figure, shown
 from tests.bench.leftovers import children
 from tests.bench.listening import reading
-from tests.bench.loading import posting, read
 from tests.bench.machine import Machine, this_machine
 from tests.bench.peers import comparing
+from tests.bench.peers.asking import script
 from tests.bench.peers.peer import PEERS, Order
 from tests.bench.running import Outcome, Report, carry_out, nothing_left
 from tests.bench.written import NoMarks, as_markdown, keep, put
@@ -137,17 +137,9 @@ def test_a_bench_is_over_with_the_time_and_leaves_no_process_behind() -> None:
     assert "not begun" in report.outcomes[1].failure
 
 
-def test_what_wrk_says_is_read() -> None:
-    text = "    50%    1.00ms\n    99%    2.50ms\n  5 requests in 1s\nRequests/sec:  14680.25\n"
-    assert read(text, 0.5).rate == 14680.25
-    assert read(text.replace("2.50ms", "650.00us"), 0.5).p99_ms == 0.65
-    with pytest.raises(AssertionError):
-        read(text + "Non-2xx or 3xx responses: 5\n", 0.5)
-
-
-def test_what_wrk_posts_is_written_as_lua(tmp_path: Path) -> None:
-    assert posting('{"n": "@@"}', tmp_path / "post.lua") == ("-s", str(tmp_path / "post.lua"))
-    assert 'local body, number = "{\\"n\\": \\"@@\\"}", 0' in (tmp_path / "post.lua").read_text()
+def test_what_wrk_sends_is_written_as_lua() -> None:
+    assert script({"A2A-Version": "1.0"}, None) == 'wrk.headers["A2A-Version"] = "1.0"\n'
+    assert 'local body, number = "{\\"n\\": \\"@@\\"}", 0' in script({}, '{"n": "@@"}')
 
 
 def test_the_command_line_names_its_benches() -> None:

@@ -1,6 +1,6 @@
 """Polls of one task by many clients: our service, beside bare uvicorn and FastAPI that send the same bytes."""
 
-import asyncio
+import shutil
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,18 +14,20 @@ from eventstore.server import EmbeddedServer
 from tests.bench.answering import Answer
 from tests.bench.audit import serving
 from tests.bench.figures import Figure
-from tests.bench.loading import MISSING, Load, can_load, load
+from tests.bench.loads import Load, listening, loaded
 from tests.projections.databases import Cluster
 from tests.walk.serving import free_port
 
 ROUNDS = 5
+SECONDS = 3
+CLIENTS = 64
 OURS, STRICT, BARE, FASTAPI = "ours", "ours, strict reads", "bare uvicorn", "a FastAPI handler"
 
 
 async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figure]:
     """All of them in turn, again and again; there is one task, which is attached."""
-    if not can_load():
-        return [Figure(name="polls", values=[], unit="", missing=MISSING)]
+    if shutil.which("wrk") is None:
+        return [Figure(name="polls", values=[], unit="", missing="wrk is not installed: apt-get install -y wrk")]
     server = await EmbeddedServer.start(directory / "log")
     try:
         async with AsyncExitStack() as stack:
@@ -41,7 +43,7 @@ async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figur
             loads: dict[str, list[Load]] = {name: [] for name in targets}
             for _round in range(ROUNDS):
                 for name, (where, whose) in targets.items():
-                    loads[name].append(await load(where + path, {"Authorization": whose}))
+                    loads[name].append(await loaded(where + path, whose, CLIENTS, SECONDS))
     finally:
         await server.stop()
     return _figures(loads)
@@ -81,26 +83,6 @@ async def _polled(url: str, credential: str) -> tuple[str, Answer]:
 async def _answering(what: str, answer: Answer) -> AsyncGenerator[str]:
     """Such a process; its URL."""
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.answering", what, str(port)), stdin=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(answer))
-        process.stdin.close()
-        async with asyncio.timeout(30):
-            while not await _listens(port):  # noqa: ASYNC110  # another process's readiness
-                await asyncio.sleep(0.05)
+    words = (sys.executable, "-m", "tests.bench.answering", what, str(port))
+    async with listening(port, *words, given=msgspec.json.encode(answer)):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True

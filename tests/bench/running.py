@@ -20,7 +20,7 @@ from tests.bench.leftovers import adopt, children, kill_all_but, kill_in_loop
 from tests.bench.machine import Machine
 
 Measuring = Callable[[Path], Awaitable[list[Figure]]]
-"""Measures, in a directory of its own that is removed afterwards."""
+"""Measures, in a directory of its own that is removed afterwards; the one that it is in goes when all are done."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -68,8 +68,13 @@ def nothing_left() -> Generator[None]:
 
 def carry_out(report: Report, benches: Mapping[str, Measuring], seconds: float) -> None:
     """All of them, with so many seconds together; the report has each as soon as it is done. Ctrl-C goes through."""
+    with tempfile.TemporaryDirectory(prefix="tasktrail-bench-", ignore_cleanup_errors=True) as everything:
+        _carry_out(report, benches, seconds, Path(everything))
+
+
+def _carry_out(report: Report, benches: Mapping[str, Measuring], seconds: float, everything: Path) -> None:
     until = time.monotonic() + seconds
-    for name, measure in benches.items():
+    for number, (name, measure) in enumerate(benches.items()):
         left = until - time.monotonic()
         if left <= 0:
             outcome = Outcome(
@@ -77,7 +82,7 @@ def carry_out(report: Report, benches: Mapping[str, Measuring], seconds: float) 
             )
         else:
             click.echo(f"{name}: under way")
-            outcome = _carried_out(name, measure, left)
+            outcome = _carried_out(name, measure, left, everything / f"{number}")
         report.outcomes.append(outcome)
         if outcome.failure:
             click.secho(f"{name}: FAILED after {outcome.seconds:.0f} s: {outcome.failure}\n", fg="red")
@@ -87,8 +92,8 @@ def carry_out(report: Report, benches: Mapping[str, Measuring], seconds: float) 
                 click.echo(f"{shown(outcome.figures)}\n")
 
 
-def _carried_out(name: str, measure: Measuring, left_s: float) -> Outcome:
-    directory = Path(tempfile.mkdtemp(prefix="tasktrail-bench-"))
+def _carried_out(name: str, measure: Measuring, left_s: float, directory: Path) -> Outcome:
+    directory.mkdir()
     kept, since = children(), time.monotonic()
     figures, failure = list[Figure](), ""
     try:

@@ -12,9 +12,9 @@ import click
 from app.freezing import freeze
 from app.logs import configure_logs
 from tests.bench.figures import Figure
-from tests.bench.loading import MISSING, can_load
 from tests.bench.machine import this_machine
 from tests.bench.peers import comparing
+from tests.bench.peers.asking import MISSING, can_ask
 from tests.bench.peers.measuring import BY_WRK, MEASURES, NEAR_ALL, Values, measured
 from tests.bench.peers.peer import PEERS, Peer
 from tests.bench.running import Outcome, Report, begun, carry_out, nothing_left
@@ -51,7 +51,7 @@ class Course:
 
     def _figure(self, name: str, peer: Peer) -> Figure:
         values = self.values[name][peer.name]
-        without = MISSING if name in BY_WRK and not can_load() else "it failed"
+        without = MISSING if name in BY_WRK and not can_ask() else "it failed"
         return Figure(name=peer.name, values=values, unit="", missing="" if values else peer.missing or without)
 
     @property
@@ -90,7 +90,7 @@ def bench(names: tuple[str, ...], rounds: int, output: Path, minutes: float, pag
     freeze()
     report, course, since = begun(this_machine()), Course(), time.monotonic()
     peers = [PEERS[name] for name in names or PEERS]
-    if not can_load():
+    if not can_ask():
         click.secho(f"Only streams are measured: {MISSING}\n", fg="yellow")
     for peer in peers:
         if peer.missing:

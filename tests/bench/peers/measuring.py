@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from tests.bench.listening import Heard, reading
-from tests.bench.loading import Load, can_load, load, posting
+from tests.bench.peers.asking import Asked, asked, can_ask
 from tests.bench.peers.peer import Answer, Order, Peer, environment_of
 from tests.walk.serving import free_port
 
@@ -169,8 +170,8 @@ async def measured(peer: Peer, directory: Path) -> tuple[Values, Values]:
         paced = await running.waiting(PACED)
         await asyncio.sleep(SETTLE_S)
         values[MEMORY] = memory_mib(running.pid)
-        if can_load():
-            polls = await load(running.url(peer.polled(paced)), peer.headers)
+        if can_ask():
+            polls = await asked(running.url(peer.polled(paced)), peer.headers, directory)
             values |= {POLLED: polls.rate, POLLED_P99: polls.p99_ms}
             busy[LOADED] = polls.busy
         values[IDLE_KIB] = await _idle(running, paced)
@@ -180,7 +181,7 @@ async def measured(peer: Peer, directory: Path) -> tuple[Values, Values]:
         wanted = FLOOD.steps * EVENTS_A_STEP * READERS
         values |= {EVENTS: heard.events / (heard.seconds or 1.0), MISSED: 100 * (1 - heard.events / wanted)}
         busy[READ] = heard.busy
-    if can_load():
+    if can_ask():
         async with started(peer, _made(directory / "creations")) as running:
             posts = await _created(running, directory)
             values |= {CREATED: posts.rate, CREATED_P99: posts.p99_ms}
@@ -214,11 +215,9 @@ async def _heard(running: Running, answer: Answer, order: Order, within_s: float
         return await readers.hear(order.steps * EVENTS_A_STEP, within_s)
 
 
-async def _created(running: Running, directory: Path) -> Load:
-    peer = running.peer
-    headers = {**peer.headers, "Content-Type": "application/json"}
-    script = posting(httpx.Request("POST", "/", json=peer.body(SHORT)).content.decode(), directory / "post.lua")
-    return await load(running.url(peer.create), headers, *script)
+async def _created(running: Running, directory: Path) -> Asked:
+    body = msgspec.json.encode(running.peer.body(SHORT)).decode()
+    return await asked(running.url(running.peer.create), running.peer.headers, directory, body)
 
 
 def memory_mib(pid: int) -> float:
