@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := fastapi a2a langgraph
 
-.PHONY: help serve test check install lint types imports schemas bench clean
+.PHONY: help serve test check install lint types imports schemas bench bench-peers clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## the virtual environment .venv, with the project in it (editable) and pinned dependencies
 
@@ -38,8 +39,18 @@ check: lint types imports ## what CI checks: format, lint, types, imports, then 
 schemas: $(INSTALLED) ## write docs/reference/asyncapi.json and facts.schema.json anew, from the facts
 	$(BIN)/tasktrail schemas --output docs/reference
 
-bench: $(INSTALLED) ## every figure beside its bare limit; make bench ARGS="audit --records 100000" passes options on
-	$(BIN)/python -m tests.bench $(ARGS)
+bench: $(INSTALLED) ## every figure beside its bare limit; make bench ARGS="polls audit --records 100000" chooses
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: $(INSTALLED) ## the same work on what people use instead, each in an environment of its own
+	@for peer in $(PEERS); do $(MAKE) --silent --no-print-directory .peers/$$peer/.installed || true; done
+	@$(BIN)/python -m tests.bench.peers $(ARGS)
+
+# One that can't be made is missing from the comparison, which says so.
+.peers/%/.installed: tests/bench/peers/%.txt
+	$(PYTHON) -m venv --clear .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< || { rm -rf .peers/$*; exit 1; }
+	@touch $@
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -112,7 +112,11 @@ class EmbeddedServer:
 
     @classmethod
     async def start_locked(
-        cls, lock: Lock, *, sync_interval: str = SYNC_INTERVAL, on_address: Callable[[NatsAddress], None] = lambda _: None
+        cls,
+        lock: Lock,
+        *,
+        sync_interval: str = SYNC_INTERVAL,
+        on_address: Callable[[NatsAddress], None] = lambda _: None,
     ) -> "EmbeddedServer":
         """Return once JetStream answers; `on_address` hears before that where it will be. `stop` frees the lock.
         What was acknowledged is on the disk itself after `sync_interval` (`always`: before it is acknowledged);

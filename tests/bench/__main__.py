@@ -1,70 +1,79 @@
-"""`make bench`: every figure beside its bare limit, taken in the same run; a table here, JSON where `--output` says."""
+"""`make bench`: every figure beside its bare limit, taken in the same run; a table here, JSON and a plot beside it."""
 
-import os
-import platform
-import shutil
-import tempfile
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
-import uvloop
 
 from app.freezing import freeze
 from app.logs import configure_logs
 from tests.bench import appends, audit, durability, polls, scale, start, streams, views
-from tests.bench.figures import Figure, shown
-from tests.projections.databases import Cluster, cluster, programs
+from tests.bench.figures import Figure
+from tests.bench.machine import this_machine
+from tests.bench.running import Measuring, begun, carry_out, nothing_left
+from tests.bench.written import keep
+from tests.projections.databases import INSTALL, Cluster, cluster, programs
 
 Bench = Callable[[Path, int, Cluster | None], Awaitable[list[Figure]]]
 BENCHES: dict[str, Bench] = {
-    "rebuild": views.rebuilds,
-    "pages": views.pages,
-    "audit": audit.replays,
     "polls": polls.polls,
+    "appends": appends.appends,
     "streams": streams.streams,
     "scale": scale.scales,
     "start": start.starts,
-    "appends": appends.appends,
     "durability": durability.durability,
+    "audit": audit.replays,
+    "rebuild": views.rebuilds,
+    "pages": views.pages,
 }
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHES)))
 @click.option("--records", default=1_000_000, show_default=True, help="How many records, or tasks, a log has.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file for the figures, as JSON.")
-def bench(names: tuple[str, ...], records: int, output: Path | None) -> None:
+@click.option(
+    "--output",
+    default="bench",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The directory for figures.json and figures.png.",
+)
+@click.option("--minutes", default=10.0, show_default=True, help="For all of it; what is not done by then has failed.")
+@click.option(
+    "--write",
+    "page",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="A Markdown page to put the table into.",
+)
+def bench(names: tuple[str, ...], records: int, output: Path, minutes: float, page: Path | None) -> None:
     """Measure; without NAMES, everything."""
     configure_logs("error", process="bench")
     freeze()  # as what is measured does it
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    click.echo(f"{machine}\n")
-    figures: list[Figure] = []
-    everything = Path(tempfile.mkdtemp(prefix="tasktrail-bench-"))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, everything, ignore_errors=True)
-        postgresql = None
-        if programs() is None:
-            click.echo("PostgreSQL is not installed, so it is not measured")
-        else:
-            postgresql = stack.enter_context(cluster())
-        for name in names or BENCHES:
-            directory = everything / name
-            directory.mkdir()
-            try:
-                some = uvloop.run(_measured(BENCHES[name], directory, records, postgresql))
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
-            click.echo(f"{shown(some)}\n")
-            figures += some
-    if output is not None:
-        output.write_bytes(msgspec.json.format(msgspec.json.encode({"machine": machine, "figures": figures})))
+    report = begun(this_machine())
+    try:
+        with nothing_left(), ExitStack() as stack:
+            postgresql = None
+            if programs() is None:
+                click.echo(f"PostgreSQL is not installed, so it is not measured: {INSTALL}\n")
+            else:
+                postgresql = stack.enter_context(cluster())
+            chosen: dict[str, Measuring] = {
+                name: partial(_measured, BENCHES[name], records=records, postgresql=postgresql)
+                for name in names or BENCHES
+            }
+            carry_out(report, chosen, minutes * 60)
+    except KeyboardInterrupt:
+        page = None  # half a run is for whoever broke it off, not for the page
+        raise
+    finally:
+        keep(report, output, page, "bench")
+    sys.exit(report.failed)
 
 
-async def _measured(measure: Bench, directory: Path, records: int, postgresql: Cluster | None) -> list[Figure]:
+async def _measured(measure: Bench, directory: Path, *, records: int, postgresql: Cluster | None) -> list[Figure]:
     return await measure(directory, records, postgresql)
 
 

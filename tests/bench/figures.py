@@ -38,20 +38,31 @@ class Figure(Struct, frozen=True, kw_only=True):
 
 def shown(figures: Sequence[Figure]) -> str:
     """As a table for people."""
-    rows = [
+    return table(("FIGURE", "MEDIAN", "RUNS", "", "AIM"), rows(figures))
+
+
+def rows(figures: Sequence[Figure]) -> list[tuple[str, str, str, str, str]]:
+    """A table's: name, median, the least and the most, what it is a share of, the aim and whether it is reached."""
+    return [
         (
             one.name,
-            one.missing or f"{_number(one.median)} {one.unit}".rstrip(),
-            f"{_number(min(one.values))} to {_number(max(one.values))}" if len(one.values) > 1 else "",
+            one.missing or f"{number(one.median)} {one.unit}".rstrip(),
+            f"{number(min(one.values))} to {number(max(one.values))}" if len(one.values) > 1 else "",
             one.share_of and f"of {one.share_of}",
-            ""
-            if one.reached is None
-            else f"{one.than} {_number(one.aim or 0)}: {'' if one.reached else 'NOT '}reached",
+            verdict(one),
         )
         for one in figures
     ]
-    return table(("FIGURE", "MEDIAN", "RUNS", "", "AIM"), rows)
 
 
-def _number(value: float) -> str:
+def verdict(figure: Figure) -> str:
+    """The aim, and whether it is reached; empty where there is none."""
+    if figure.aim is None:
+        return ""
+    word = {True: "reached", False: "NOT reached", None: "not measured"}[figure.reached]
+    return f"{figure.than} {number(figure.aim)}: {word}"
+
+
+def number(value: float) -> str:
+    """With as many digits as say something."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

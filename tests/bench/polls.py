@@ -27,7 +27,7 @@ OURS, STRICT, BARE, FASTAPI = "ours", "ours, strict reads", "bare uvicorn", "a F
 async def polls(directory: Path, _records: int, _: Cluster | None) -> list[Figure]:
     """All of them in turn, again and again; there is one task, which is attached."""
     if shutil.which("wrk") is None:
-        return [Figure(name="polls", values=[], unit="", missing="wrk is not installed")]
+        return [Figure(name="polls", values=[], unit="", missing="wrk is not installed: apt-get install -y wrk")]
     server = await EmbeddedServer.start(directory / "log")
     try:
         async with AsyncExitStack() as stack:
