@@ -94,10 +94,10 @@ def test_of_nothing_there_is_no_length():
 def test_what_ended_takes_no_memory():
     begun, ended = encode(record_of(born())), encode(record_of(completed()))
     statistics = Statistics(Window())
+    subjects = [task_subject(ANN, numbered(number)) for number in range(5_000)]  # (some of which are kept elsewhere)
 
     def lives(first: int, last: int) -> None:
-        for number in range(first, last):
-            subject = task_subject(ANN, numbered(number))
+        for number, subject in enumerate(subjects[first:last], first):
             statistics.take(Arrival(2 * number + 1, subject, begun))
             statistics.take(Arrival(2 * number + 2, subject, ended))
 
