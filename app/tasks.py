@@ -195,36 +195,52 @@ class Tasks:
         self._begun.discard(begun)
         if self._one_ended is not None and not self._one_ended.done():
             self._one_ended.set_result(None)
+        applied = False
         if isinstance(end, Recorded):
             self.metrics.appended(end, time.monotonic() - begun.since)
-            if attached.apply(end):
-                self._free(attached)
-                if not outcome.done():
-                    outcome.set_result(Done(attached.task, end))
-                return
-        elif not isinstance(end, WrongExpectedSequence):
-            self._free(attached)
-            log.warning("task.command_failed", error=f"{type(end).__name__}: {end}")
-            if not outcome.done():
-                outcome.set_exception(end)
+            try:
+                applied = attached.apply(end)
+            except Exception as error:
+                # A fault of ours; its lock would stay taken, and whoever asked would wait for ever.
+                log.exception("task.not_applied", task_id=attached.task_id)
+                attached.make_void("fault")
+                end = _unknown(attached.task_id, error)
+        if isinstance(end, Recorded | WrongExpectedSequence) and not applied:
+            working = asyncio.ensure_future(self._go_on(begun, end))
+            self._working.add(working)
+            working.add_done_callback(self._worked)
+            working.add_done_callback(partial(_tell, outcome))
             return
-        working = asyncio.ensure_future(self._go_on(begun, end))
-        self._working.add(working)
-        working.add_done_callback(self._worked)
-        working.add_done_callback(partial(_tell, outcome))
+        self._free(attached)
+        if isinstance(end, LogError):
+            log.warning("task.command_failed", error=f"{type(end).__name__}: {end}")
+        if outcome.done():
+            return
+        if isinstance(end, LogError):
+            outcome.set_exception(end)
+        else:
+            outcome.set_result(Done(attached.task, end))
 
     async def _go_on(self, begun: Begun, end: Recorded | WrongExpectedSequence) -> Done | Rejected:
         """Others were faster, or what we had was void: read on; then decide anew, if it was not written."""
         attached = begun.attached
         try:
-            if isinstance(end, WrongExpectedSequence):
-                self._note_conflict(attached, end)
+            if isinstance(end, Recorded):
+                return await self._take_in(attached, end)
+            self._note_conflict(attached, end)
             await self._read_on(attached)
         finally:
             self._free(attached)
-        if isinstance(end, Recorded):
-            return Done(attached.task, end)
         return await self._execute(attached.owner, attached.task_id, begun.command, begun.cause)
+
+    async def _take_in(self, attached: Attached, recorded: Recorded) -> Done:
+        """What is in the log; where it does not follow on what we have, that is read on. Raises OutcomeUnknown."""
+        if not attached.apply(recorded):
+            try:
+                await self._read_on(attached)
+            except LogUnavailable as error:
+                raise _unknown(attached.task_id, error) from error  # LogUnavailable would say that nothing was done
+        return Done(attached.task, recorded)
 
     def _free(self, attached: Attached) -> None:
         attached.lock.release()
@@ -260,9 +276,7 @@ class Tasks:
                     await self._read_on(attached)
                     continue
                 self.metrics.appended(recorded, time.monotonic() - since)
-                if not attached.apply(recorded):
-                    await self._read_on(attached)
-                return Done(attached.task, recorded)
+                return await self._take_in(attached, recorded)
         raise OutcomeUnknown(f"{task_id}: others were faster {ROUNDS} times", task_id=task_id)
 
     async def _has_moved_on(self, attached: Attached, command: Command) -> bool:
@@ -461,6 +475,10 @@ class Tasks:
         attached, self._attached = self._attached, OrderedDict()
         for one in attached.values():
             one.make_void("reset")
+
+
+def _unknown(task_id: TaskId, why: Exception) -> OutcomeUnknown:
+    return OutcomeUnknown(f"{task_id}: {type(why).__name__}: {why}", task_id=task_id)
 
 
 def _tell(outcome: asyncio.Future[Done | Rejected], work: asyncio.Task[Done | Rejected]) -> None:
