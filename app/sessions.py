@@ -10,7 +10,8 @@ import uuid_utils
 from app.commands import Wish
 from app.conversation import seen
 from app.decide import Rejected
-from app.tasks import ROUNDS, Cause, Tasks
+from app.executor import ROUNDS
+from app.tasks import Cause, Tasks
 from app.views import Lists
 from eventstore.events import Owner, SessionDeleted, SessionFact, SessionRecord, SessionTitled
 from eventstore.log import LogUnavailable, OutcomeUnknown, WrongExpectedSequence

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 import structlog
@@ -71,7 +72,8 @@ class Appender:
         self._window = asyncio.Semaphore(WINDOW)
         self._waiting: set[Expected] = set()
         self._flights: dict[str, Flight] = {}
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[int]] = set()
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._reconnected = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -80,7 +82,7 @@ class Appender:
     def begin(self, subject: str, record_id: str, stored: bytes, expected: int, on_end: OnEnd) -> bool:
         """Send it, and tell `on_end` later, once, how it ended: its sequence, or what `append` would raise. No task is
         made for it, nor a timer: that would cost as much again. False: not now, for it would have to wait."""
-        if len(self._flights) + len(self._settling) >= WINDOW:
+        if self._closed or len(self._flights) + len(self._settling) >= WINDOW:
             return False
         now = time.monotonic()
         append = Append(subject, record_id, stored, expected, now + self._patience_s)
@@ -113,20 +115,21 @@ class Appender:
             self._settle(flight, ack)
             return
         self._land(flight)
-        flight.on_end(ack.sequence)
+        self._tell(flight, ack.sequence)
 
     async def close(self) -> None:
         """Wait for nothing any more."""
+        self._closed = True
         self._connection.off_reconnected(self._wake)
         if self._timer is not None:
             self._timer.cancel()
+        for flight in list(self._flights.values()):
+            self._land(flight)
+            self._tell(flight, _cut_short(flight.append))
         for settling in self._settling:
             settling.cancel()
         if self._settling:
             await asyncio.wait(self._settling)
-        for flight in list(self._flights.values()):
-            self._land(flight)
-            flight.on_end(_unknown(flight.append, "the log is closed"))
 
     def _send(self, flight: Flight) -> bool:
         """Put it on its way. False: not now."""
@@ -155,19 +158,35 @@ class Appender:
         self._land(flight)
         settling = self._loop.create_task(self._settled(flight, said))
         self._settling.add(settling)
-        settling.add_done_callback(self._settling.discard)
+        # Told from here and not in there: what is cancelled before its first line never runs one.
+        settling.add_done_callback(partial(self._tell_settled, flight))
 
-    async def _settled(self, flight: Flight, said: Ack | None) -> None:
+    async def _settled(self, flight: Flight, said: Ack | None) -> int:
         # The same reply as before: the first attempt's late acknowledgement counts for the second.
+        with self._stream.expect(self._attempt_s, token=flight.token) as waiting:
+            return await self._insist(flight.append, waiting, said, sent=True)
+
+    def _tell_settled(self, flight: Flight, settling: asyncio.Task[int]) -> None:
+        self._settling.discard(settling)
+        if settling.cancelled():
+            self._tell(flight, _cut_short(flight.append))
+            return
+        error = settling.exception()
+        if error is None:
+            self._tell(flight, settling.result())
+        elif isinstance(error, LogError):
+            self._tell(flight, error)
+        else:
+            # A fault of ours: whoever waits would wait for ever, and keep its task locked.
+            log.error("append.fault", subject=flight.append.subject, exc_info=error)
+            self._tell(flight, _unknown(flight.append, f"{type(error).__name__}: {error}"))
+
+    def _tell(self, flight: Flight, end: int | LogError) -> None:
+        """How it ended. Whatever becomes of that there, others wait for theirs."""
         try:
-            with self._stream.expect(self._attempt_s, token=flight.token) as waiting:
-                end = await self._insist(flight.append, waiting, said, sent=True)
-        except LogError as error:
-            end = error
-        except asyncio.CancelledError:
-            flight.on_end(_unknown(flight.append, "the log is closed"))
-            raise
-        flight.on_end(end)
+            flight.on_end(end)
+        except Exception:
+            log.exception("append.end_not_taken", subject=flight.append.subject)
 
     async def _insist(self, append: Append, waiting: Expected, said: Ack | None, *, sent: bool) -> int:
         self._waiting.add(waiting)
@@ -239,3 +258,7 @@ class Appender:
 def _unknown(append: Append, why: str) -> OutcomeUnknown:
     whose = task_of_subject(append.subject)
     return OutcomeUnknown(f"{append.subject}: {why}", task_id=whose[1] if whose else None)
+
+
+def _cut_short(append: Append) -> OutcomeUnknown:
+    return _unknown(append, "the log is closed")

@@ -7,6 +7,7 @@ import structlog
 from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 log = structlog.stdlib.get_logger()
@@ -68,7 +69,11 @@ class _Reading(Parser):
             if self.buf:  # the begin of a line
                 data = bytes(self.buf) + data
                 self.buf.clear()
-            data = self._take_all(self._rest + data if self._rest else data)
+            try:
+                data = self._take_all(self._rest + data if self._rest else data)
+            except (ValueError, IndexError) as error:
+                # nats-py connects anew after this one only; after any other it reads no more, and nobody is told.
+                raise ProtocolError("nats: malformed MSG") from error
         if data:
             await super().parse(data)
 
@@ -98,7 +103,8 @@ class _Reading(Parser):
             reply = words[3] if len(words) == 5 + headed else b""
             headers_end = begins + int(words[-2]) if headed else begins
             headers = data[begins:headers_end] if headed else None
-            self._client.took(take, Delivery(words[1].decode(), reply.decode(), data[headers_end:ends], headers))
+            subject = words[1].decode(errors="replace")  # others may publish under any bytes
+            self._client.took(take, Delivery(subject, reply.decode(errors="replace"), data[headers_end:ends], headers))
             at = ends + 2
         return b""
 
@@ -123,7 +129,8 @@ class StraightClient(Client):
 
     def put(self, subject: str, reply: str, head: bytes, payload: bytes) -> bool:
         """Have a message sent with whatever else waits to be, without waiting; `head` are its headers, as they are on
-        the wire. False: it was not taken, for there is no connection, or more waits already than may."""
+        the wire. False: it was not taken, for there is no connection, or more waits already than may, or it is
+        more than the server takes."""
         head_bytes, payload_bytes = len(head), len(payload)
         # One piece: nats-py makes it of four, and looks at every letter of subject, reply and headers.
         line = f"HPUB {subject} {reply} {head_bytes} {head_bytes + payload_bytes}\r\n".encode()
@@ -131,6 +138,8 @@ class StraightClient(Client):
         waiting = self._pending_data_size + len(command)
         if not self.is_connected or self.is_draining_pubs or waiting > self._max_pending_size or not self._flush_queue:
             return False
+        if head_bytes + payload_bytes > self._max_payload:
+            return False  # the server would end the connection, for good
         self._pending.append(command)
         self._pending_data_size = waiting
         self.stats["out_msgs"] += 1
@@ -143,7 +152,12 @@ class StraightClient(Client):
         take = self.takers.get(sid)
         if take is None:
             return await super()._process_msg(sid, subject, reply, data, headers)
-        self.took(take, Delivery(subject.decode(), reply.decode(), data, headers))
+        self.took(take, Delivery(subject.decode(errors="replace"), reply.decode(errors="replace"), data, headers))
+
+    async def _process_connect_init(self) -> None:
+        # nats-py drops what was half read as it lets go of a connection; some more of that may be read after.
+        self._ps.reset()
+        await super()._process_connect_init()
 
     def took(self, take: Take, message: Delivery) -> None:
         """Have it taken, whatever comes of it."""

@@ -167,7 +167,11 @@ class Connection:
     async def publish(
         self, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Send, unacknowledged. Raises LogUnavailable where it can't even be buffered."""
+        """Send, unacknowledged. Raises LogUnavailable where it can't be buffered, or is more than the server takes."""
+        size = len(payload) + (_size_of(headers) if headers else 0)
+        if size > self.client.max_payload:
+            # nats-py looks at the payload alone; the server would end the connection, for good.
+            raise LogUnavailable(f"{subject}: {size} bytes are more than the server takes")
         try:
             await self.client.publish(subject, payload, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
@@ -250,6 +254,11 @@ def checked(call: str, answer: bytes) -> dict[str, object]:
         fault = msgspec.convert(error, type=dict[str, object])
         raise RefusedByServer(call, int(str(fault.get("err_code", 0))), str(fault.get("description", "")))
     return body
+
+
+def _size_of(headers: dict[str, str]) -> int:
+    """What nats-py makes of them on the wire: `NATS/1.0`, a line each, an empty one."""
+    return 12 + sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 
 def hidden(url: str) -> str:

@@ -50,6 +50,12 @@ class JoiningAppender(Appender):
         self._alone.discard(flight.token)
         self._go_on()
 
+    def _wake(self) -> None:
+        """What was on its way is seen to, each by itself: no batch's answer is waited for."""
+        super()._wake()
+        if self._batch is not None:
+            self._end_batch(self._batch)
+
     def _go_on(self) -> None:
         # Not at once: what comes in this turn of the loop goes along.
         if self._queue and self._batch is None and len(self._alone) < FROM and not self._called:
@@ -112,7 +118,7 @@ class JoiningAppender(Appender):
         for sequence, flight in enumerate(group, first):
             if flight.token in self._flights:
                 self._land(flight)
-                flight.on_end(sequence)
+                self._tell(flight, sequence)
 
     def _give_up(self, token: str, group: list[Flight]) -> None:
         """Each by itself."""

@@ -212,7 +212,13 @@ class MemoryLog:
                 on_end(OutcomeUnknown("the log is closed", task_id=task_id))
                 return
             error = appending.exception()
-            on_end(error if isinstance(error, LogError) else appending.result())
+            if error is None:
+                on_end(appending.result())
+            elif isinstance(error, LogError):
+                on_end(error)
+            else:
+                log.error("append.fault", task_id=task_id, exc_info=error)
+                on_end(OutcomeUnknown(f"{type(error).__name__}: {error}", task_id=task_id))
 
         appending.add_done_callback(ended)
         return True

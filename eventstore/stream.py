@@ -267,6 +267,8 @@ class Stream:
         ack = self._decode_ack(msg.data)
         if ack.error is not None:
             return Ack(0, ack.error.err_code, ack.error.description)
+        if ack.seq < 1:
+            raise LogUnavailable(f"stream {self.name}: an answer that says nothing")
         return Ack(ack.seq, count=ack.count)
 
 

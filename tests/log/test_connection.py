@@ -4,16 +4,19 @@ import asyncio
 import gc
 import logging
 import socket
+from pathlib import Path
 from time import monotonic
 
+import msgspec
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from eventstore import codec
 from eventstore.connection import Connection, NatsAddress
-from eventstore.log import LogUnavailable
+from eventstore.log import LogUnavailable, OutcomeUnknown
 from eventstore.server import EmbeddedServer
-from tests.log.logs import stopped, until
+from tests.log.logs import ANN, created, grow, jetstream, new_task, record_of, stopped, until
 
 say = structlog.stdlib.get_logger()
 
@@ -102,3 +105,25 @@ async def test_a_connection_to_a_server_that_stands_still_can_be_closed(server: 
         await connection.close()
         assert monotonic() - since < 10
     assert left_behind() == set()
+
+
+async def test_what_is_more_than_the_server_takes_is_refused_here_and_the_connection_lives_on(
+    server: EmbeddedServer, tmp_path: Path
+):
+    configuration = tmp_path / "nats-data" / "nats-server.conf"
+    settings = msgspec.json.decode(configuration.read_bytes(), type=dict[str, object])
+    await server.kill()
+    configuration.write_bytes(msgspec.json.encode({**settings, "max_payload": 4096}))
+    await server.restart()
+    async with jetstream(server.address, patience_s=0.5) as log:
+        for size in (3900, 4000, 4090, 5000):
+            record = record_of(created("x" * (size - len(codec.encode(record_of(created("")))))))
+            assert len(codec.encode(record)) == size
+            if size < 4040:  # with its header, which has some 50
+                await log.append(ANN, new_task(), record, 0)
+            else:
+                with pytest.raises((LogUnavailable, OutcomeUnknown)):
+                    await log.append(ANN, new_task(), record, 0)
+        await grow(log, new_task(), 1)
+        assert await log.last_sequence() == 3
+        assert log.connection.client.stats["reconnects"] == 0

@@ -1,11 +1,14 @@
 """The door to the log, on both logs: one read for all who attach, one winner of all who decide, keys, eviction."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
+from app import attached as attached_room
 from app.attached import RECENT
 from app.commands import CancelTask, ReceiveInput, RequestPause, ResumeTask
 from app.decide import Rejected
@@ -14,7 +17,7 @@ from app.keys import hashed_key, keyed_task_id
 from app.readers import Paced
 from app.tasks import KEY_LIVES, Done, Tasks
 from eventstore.events import Owner, Record, TaskCancelled, TaskCreated, TaskFact, TaskId
-from eventstore.log import EventLog, Recorded
+from eventstore.log import EventLog, LogUnavailable, OutcomeUnknown, Recorded
 from eventstore.memory import MemoryLog
 from projections.task import Task
 from tests.lifecycle.commands import complete, create, produce, request_input, start_run
@@ -346,3 +349,67 @@ async def test_those_who_come_together_to_a_long_history_share_its_reading():
         assert log.reads - before <= 4  # three pages; those who are through with one sooner ask for the next alone
     await tasks.close()
     await log.close()
+
+
+class LostLog(MemoryLog):
+    """The log in memory; once it is `lost` it takes what it is given, and then answers no question more."""
+
+    lost: Callable[[], None] | None = None
+    silent = False
+
+    async def append(self, owner: Owner, task_id: TaskId, record: Record, expected: int) -> Recorded:
+        recorded = await super().append(owner, task_id, record, expected)
+        if self.lost is not None:
+            self.lost()
+            self.silent = True
+        return recorded
+
+    async def last(self, owner: Owner, task_id: TaskId) -> int:
+        if self.silent:
+            raise LogUnavailable("no answer")
+        return await super().last(owner, task_id)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_of_what_is_in_the_log_it_is_never_said_that_nothing_was_done(waits: bool):
+    log = LostLog()
+    tasks = await room(log)
+    task_id = await begun(tasks)
+    attached = tasks.at_hand(ANN, task_id)
+    assert attached is not None
+
+    def forget() -> None:
+        """What we hold is of another life of the log, so what was written does not follow on it."""
+        attached.task = replace(attached.task, sequence=0, version=7)
+
+    log.lost = forget
+    if waits:  # for its turn: the same the long way
+        await attached.lock.acquire()
+    asking = asyncio.ensure_future(tasks.execute(ANN, task_id, ReceiveInput(text="more"), CAUSE))
+    await asyncio.sleep(0)
+    if waits:
+        attached.lock.release()
+    with pytest.raises(OutcomeUnknown):
+        await asking
+    assert len(log.arrivals) == 2
+    assert (attached.pins, attached.lock.locked()) == (0, False)
+    await tasks.close()
+
+
+async def test_a_fact_that_we_fail_to_fold_keeps_nobody_waiting_and_no_task_locked(monkeypatch: pytest.MonkeyPatch):
+    tasks = await room(MemoryLog())
+    task_id = await begun(tasks)
+    held = tasks.at_hand(ANN, task_id)
+    assert held is not None
+
+    def fail(task: Task, recorded: Recorded) -> Task:
+        raise ValueError(recorded.task_id, task.task_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attached_room, "evolve", fail)
+        with pytest.raises(OutcomeUnknown):
+            await tasks.execute(ANN, task_id, ReceiveInput(text="more"), CAUSE)
+    assert (held.void, held.pins, held.lock.locked()) == (True, 0, False)
+    assert (await seen(tasks, task_id)).version == 2
+    assert isinstance(await tasks.execute(ANN, task_id, ReceiveInput(text="more"), CAUSE), Done)
+    await tasks.close()
