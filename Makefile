@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := fastapi a2a langgraph
+# Those that ARGS names, else all; none to read --help.
+COMPARED = $(if $(findstring --help,$(ARGS)),,$(filter $(PEERS),$(or $(filter tasktrail $(PEERS),$(ARGS)),$(PEERS))))
 
 .PHONY: help serve test check install lint types imports schemas bench bench-peers clean
 help: ## this list
@@ -43,7 +45,7 @@ bench: $(INSTALLED) ## every figure beside its bare limit; make bench ARGS="poll
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 bench-peers: $(INSTALLED) ## the same work on what people use instead, each in an environment of its own
-	@for peer in $(PEERS); do $(MAKE) --silent --no-print-directory .peers/$$peer/.installed || true; done
+	@for peer in $(COMPARED); do $(MAKE) --silent --no-print-directory .peers/$$peer/.installed || true; done
 	@$(BIN)/python -m tests.bench.peers $(ARGS)
 
 # One that can't be made is missing from the comparison, which says so.

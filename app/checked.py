@@ -42,7 +42,7 @@ def checked_http_url(_context: click.Context, _option: click.Parameter, url: str
 def checked_sync_interval(_context: click.Context, _option: click.Parameter, interval: str | None) -> str | None:
     """A time as nats-server reads it, or `always`."""
     if interval is not None and not SYNC_INTERVAL.fullmatch(interval):
-        raise click.BadParameter(f"{interval!r} is neither `always` nor a time (500ms, 1s, 2m, say)")
+        raise click.BadParameter(f"{interval!r} is neither `always` nor a time (500ms, 1s, 2m or 1h, say)")
     return interval
 
 

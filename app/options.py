@@ -86,7 +86,7 @@ LOG = (
     option(
         "--sync-interval",
         "How often nats-server forces what it acknowledged to the disk (500ms, 2m), or `always`: before each "
-        "acknowledgement. `serve` starts its own so; of another it is told. Power loss may cost so much.",
+        "acknowledgement. Power loss may cost what came since. `serve` starts its own so; of another, say what it has.",
         default=SYNC_INTERVAL,
         check=checked_sync_interval,
     ),

@@ -33,7 +33,13 @@ BENCHES: dict[str, Bench] = {
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHES)))
-@click.option("--records", default=1_000_000, show_default=True, help="How many records, or tasks, a log has.")
+@click.option(
+    "--records",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many records, or tasks, a log has.",
+)
 @click.option(
     "--output",
     default="bench",

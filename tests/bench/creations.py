@@ -27,7 +27,7 @@ wrk.headers["Content-Type"] = "application/json"
 async def creations(nats: NatsAddress) -> list[Figure]:
     """Both in turn, again and again."""
     if shutil.which("wrk") is None:
-        return [Figure(name=OURS, values=[], unit="", missing="wrk is not installed")]
+        return [Figure(name=OURS, values=[], unit="", missing="wrk is not installed: apt-get install -y wrk")]
     loads: dict[str, list[Load]] = {OURS: [], BARE: []}
     async with AsyncExitStack() as stack:
         url, token = await stack.enter_async_context(serving(nats, scopes=("tasks:write",)))
