@@ -200,9 +200,9 @@ class _Watched:
         self.cut_offs: set[CutOff] = set()
         self.timer: asyncio.TimerHandle | None = None
 
-    def end(self, why: str) -> None:
-        for cut_off in list(self.cut_offs):
-            cut_off(why)
+    def forget(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Revocations:
@@ -219,9 +219,9 @@ class Revocations:
         if watched is None:
             watched = self._watched[principal.token_hash] = _Watched()
             if principal.expires_at is not None:
-                left_s = (principal.expires_at - datetime.now(UTC)).total_seconds()
+                left_s = max(0.0, (principal.expires_at - datetime.now(UTC)).total_seconds())
                 loop = asyncio.get_running_loop()
-                watched.timer = loop.call_later(max(0.0, left_s), watched.end, "token_expired")
+                watched.timer = loop.call_later(left_s, self._end, principal.token_hash, "token_expired")
         watched.cut_offs.add(cut_off)
 
     async def check(self, principal: Principal) -> None:
@@ -252,12 +252,18 @@ class Revocations:
             return
         watched.cut_offs.discard(cut_off)
         if not watched.cut_offs:
-            if watched.timer is not None:
-                watched.timer.cancel()
+            watched.forget()
             del self._watched[principal.token_hash]
 
     def _changed(self, token_hash: str) -> None:
         # A changed token may have lost its scope, or live on for longer; its streams begin anew and are judged anew.
-        watched = self._watched.get(token_hash)
+        self._end(token_hash, "token_changed")
+
+    def _end(self, token_hash: str, why: str) -> None:
+        # Forgotten at once: a stream that begins before those are gone is of the token as it is now, whose end is
+        # another.
+        watched = self._watched.pop(token_hash, None)
         if watched is not None:
-            watched.end("token_changed")
+            watched.forget()
+            for cut_off in list(watched.cut_offs):
+                cut_off(why)

@@ -148,6 +148,8 @@ class TaskStream:
             why = await self._reader.over
             if why == ENDED:
                 await self._carrier.end(send)
+        except TimeoutError:
+            why = "stalled"
         finally:
             self.leave()
         await self._be_over(scope, send, why)
@@ -186,10 +188,8 @@ class Follow:
 
     async def begin(self, receive: Receive, send: Send, wheel: Wheel | None) -> str | None:
         """To ENDED, LEFT, or why it was cut off; None: it is told straight from here on."""
-        if wheel is not None:
-            self._wheel, self._spoke = wheel, wheel.add(self._reader)
         leaving = None if isinstance(self._reader, Straight) else gone(receive)
-        return await until_over(self._write(send), leaving, self._reader)
+        return await until_over(self._write(send, wheel), leaving, self._reader)
 
     def leave(self) -> None:
         """Follow no more."""
@@ -197,10 +197,12 @@ class Follow:
         if self._wheel is not None:
             self._wheel.remove(self._reader, self._spoke)
 
-    async def _write(self, send: Send) -> str | None:
+    async def _write(self, send: Send, wheel: Wheel | None) -> str | None:
         telling, carrier, reader = self._telling, self._carrier, self._reader
         try:
             await carrier.open(send)
+            if wheel is not None:  # no sooner: a ping goes straight to the socket, and may not overtake the head
+                self._wheel, self._spoke = wheel, wheel.add(reader)
             await carrier.carry(send, [telling.opening])
             await self._catch_up(send)
             if self._attached.task.ended:
@@ -214,6 +216,7 @@ class Follow:
                     await carrier.carry(send, pieces)
                 if reader.over.result() != ENDED:
                     return reader.over.result()
+            await carrier.end(send)
         except TimeoutError:
             return "stalled"
         except LEFT_BY:
@@ -221,7 +224,6 @@ class Follow:
         except LogError as error:
             log.warning("stream.unreadable", task_id=self._attached.task_id, error=str(error))
             return "unreadable"
-        await carrier.end(send)
         return ENDED
 
     async def _catch_up(self, send: Send) -> None:

@@ -97,6 +97,15 @@ class Reader:
             self.over.set_result(why)
 
 
+def tell(reader: Reader, said: Said, at: float) -> None:
+    """Have a reader hear it, or be cut off: what is wrong with one of them is no matter of all others."""
+    try:
+        reader.hear(said, at)
+    except Exception:
+        log.exception("stream.not_told")
+        reader.cut_off("fault")
+
+
 class Straight(Reader):
     """Written to the client's socket from where it is said: it costs no task, and its bytes are all others', too."""
 
@@ -115,9 +124,10 @@ class Straight(Reader):
             return
         self.said_at = at
         line = self._line
-        line.write(said.chunk)
-        if line.full and line.waiting > self._max_bytes:
+        if line.full and line.waiting + said.size > self._max_bytes:
             self.cut_off("slow")
+            return
+        line.write(said.chunk)
 
     def look(self, at: float) -> None:
         """Who has been full for too long is cut off: its client may be long gone, and it holds a task."""
@@ -233,7 +243,7 @@ class Circle:
         some = list(islice(turn.readers, at_most))
         if turn.said.size:
             for reader in some:
-                reader.hear(turn.said, at)
+                tell(reader, turn.said, at)
         if turn.ending:
             for reader in some:
                 reader.cut_off(ENDED)

@@ -6,11 +6,11 @@ import socket
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 
 import structlog
 import uvicorn
 from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.agents.catalogue import Catalogue
@@ -18,12 +18,15 @@ from app.api import build
 from app.at_once import AtOnceProtocol
 from app.freezing import freeze_soon
 from app.front import Front
+from app.http_server import Server
 from app.lines import LINE, HttpLine
 from app.listening import listen
+from app.readers import STALLED_S
 from app.rooms import Rooms, open_rooms
 from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.streams import ABORT
+from app.turns import Few, Flow
 from app.uploads import BODY_S, SILENCE_S
 
 log = structlog.stdlib.get_logger()
@@ -34,17 +37,10 @@ HEAD_S = 15.0
 # Later than uploads.py, which still has an answer for its bodies.
 CUT_SILENCE_S = SILENCE_S + 5
 CUT_BODY_S = BODY_S + 5
-LOOK_S = 0.02
+CUT_STALLED_S = STALLED_S + 15
+"""So long a client may leave what it is told untaken. Later than readers.py and telling.py, which say why they cut."""
 MAX_HEAD_BYTES = 64 * 1024
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-
-
-class Few(list[tuple[RequestResponseCycle, ASGI3Application]]):
-    """Requests that came before the last was answered: hardly ever any, and uvicorn's own takes 0.7 KB for none."""
-
-    def appendleft(self, asked: tuple[RequestResponseCycle, ASGI3Application]) -> None:
-        """One more; uvicorn pops the first."""
-        self.insert(0, asked)
 
 
 class Protocol(AtOnceProtocol):
@@ -62,6 +58,7 @@ class Protocol(AtOnceProtocol):
         "_patience",
         "_silence_s",
         "_since",
+        "_stalled",
     )
 
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
@@ -69,15 +66,20 @@ class Protocol(AtOnceProtocol):
         self._answering: RequestResponseCycle | None = None
         self._line: HttpLine | None = None
         self._patience: TimerHandle | None = None
+        self._stalled: TimerHandle | None = None
         super().connection_made(transport)
         self.pipeline = Few()  # pyright: ignore[reportAttributeAccessIssue]  # uvicorn's is a deque
+        self.flow = Flow(transport, self)
+        if self.scheme == "https":
+            transport.set_write_buffer_limits(HIGH_WATER_LIMIT)  # TLS would hold eight times as much
         self._expect(HEAD_S, HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is there any more."""
         self._expect_nothing()
-        if self._patience:
-            self._patience.cancel()
+        for timer in (self._patience, self._stalled):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
             # uvicorn tells only the last of several requests that came at once, which has not begun yet.
@@ -89,16 +91,51 @@ class Protocol(AtOnceProtocol):
         """A piece of a request, or several requests."""
         self._heard = self.loop.time()
         super().data_received(data)
-        answering = self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]  # uvicorn's is None at first
         upgraded = self.transport.get_protocol() is not self
         # Empty lines begin no request, and end uvicorn's own patience.
-        if not (self._expecting or answering or upgraded or self.timeout_keep_alive_task):
+        if not (self._expecting or self.answering or upgraded or self.timeout_keep_alive_task):
             self._expect(HEAD_S, HEAD_S)
 
     def handle_websocket_upgrade(self) -> None:
-        """From here on it is sockets.py's."""
+        """From here on it is sockets.py's; but not behind an answer that is not at its end."""
         self._expect_nothing()
-        super().handle_websocket_upgrade()
+        if self.answering:
+            # uvicorn would write into that answer, which would never hear again that its client is slow, or has left.
+            self._close()
+        else:
+            super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no request: said so, but not into another's answer."""
+        if not self.answering:
+            super().send_400_response(msg)
+        self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing was asked for a while."""
+        self._close()
+
+    def _close(self) -> None:
+        """No more than what is written already, and not for ever: who takes nothing would stay in memory."""
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._be_taken()
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is told."""
+        super().pause_writing()
+        self._be_taken()
+
+    def _be_taken(self) -> None:
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(CUT_STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has taken most of it."""
+        super().resume_writing()
+        if self._stalled is not None and not self.transport.is_closing():
+            self._stalled.cancel()
+            self._stalled = None
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -118,9 +155,17 @@ class Protocol(AtOnceProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is here; whether a body follows is not known yet."""
+        if self.transport.is_closing():
+            self.answered = True  # as far as it will be: nothing is done that nobody would hear of
+            return
         super().on_headers_complete()
         if not self.answered:
             self._expect(CUT_SILENCE_S, CUT_BODY_S)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if not self.answered:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -131,6 +176,8 @@ class Protocol(AtOnceProtocol):
         """An answer is at its end, also one that was not to have a body."""
         self._end_line()
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
 
     def _end_line(self) -> None:
         line, self._line = self._line, None
@@ -179,41 +226,10 @@ class Protocol(AtOnceProtocol):
         if self._head_bytes <= MAX_HEAD_BYTES:
             return True
         if not self.transport.is_closing():
-            self.transport.write(TOO_LARGE_HEAD)
-            self.transport.close()
+            if not self.answering:
+                self.transport.write(TOO_LARGE_HEAD)
+            self._close()
         return False
-
-
-class Server(uvicorn.Server):
-    """uvicorn, which says when it is ready, and first cuts its streams when told to stop, and answers those who wait:
-    they go on elsewhere."""
-
-    def __init__(self, config: uvicorn.Config, rooms: Rooms, on_ready: Callable[[], None] = lambda: None) -> None:
-        super().__init__(config)
-        self._rooms = rooms
-        self._on_ready = on_ready
-        self._becoming: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer from now on."""
-        await super().startup(sockets)
-        self._becoming = asyncio.create_task(self._become_ready())
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer no more."""
-        if self._becoming is not None:
-            self._becoming.cancel()
-        await super().shutdown(sockets)
-
-    async def _become_ready(self) -> None:
-        while self._rooms.problems:  # noqa: ASYNC110  # no event tells that a tail is proven
-            await asyncio.sleep(LOOK_S)
-        self._on_ready()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to stop."""
-        self._rooms.drain()
-        super().handle_exit(sig, frame)
 
 
 def spoken(front: Front) -> type[asyncio.Protocol]:

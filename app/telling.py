@@ -93,14 +93,14 @@ class Body:
         return Paced(max_bytes) if line is None else Straight(line, max_bytes)
 
     async def open(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await in_time(send, {"type": "http.response.start", "status": 200, "headers": HEADERS})
 
     async def carry(self, send: Send, pieces: list[bytes]) -> None:
         if content := b"".join(pieces):
             await send_body(send, content)
 
     async def end(self, send: Send) -> None:
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await in_time(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
     async def cut(self, send: Send, *, for_good: bool) -> None:
         # Whoever comes again is told 401, by which every client of a stream knows that it need not come again.

@@ -3,7 +3,7 @@
 import asyncio
 from asyncio import TimerHandle
 
-from app.readers import Reader, Said
+from app.readers import Reader, Said, tell
 
 SPOKES = 16
 """Readers are looked at a part at a time: ten thousand at once would hold up everybody."""
@@ -54,6 +54,6 @@ class Wheel:
         for reader in list(self._spokes[self._at]):
             reader.look(now)
             if now - reader.said_at >= self._quiet_s:
-                reader.hear(self._ping, now)
+                tell(reader, self._ping, now)
         self._at = (self._at + 1) % SPOKES
         self._timer = self._loop.call_later(self._every_s, self._turn) if self._readers else None

@@ -17,8 +17,9 @@ from app.api import build
 from app.commands import Command, CreateTask
 from app.feed import frame
 from app.front import Front
+from app.http_server import Server
 from app.rooms import Rooms, open_rooms
-from app.serving import Server, spoken
+from app.serving import spoken
 from app.settings import HttpSettings, LogSettings
 from app.sockets import SOCKETS
 from app.tasks import Cause, Done

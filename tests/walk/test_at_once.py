@@ -21,7 +21,8 @@ import app.serving
 from app.api import POLLS, build
 from app.at_once import IN_A_ROW
 from app.front import Answer, Front
-from app.serving import Protocol, Server
+from app.http_server import Server
+from app.serving import Protocol
 from app.settings import HttpSettings, LimitSettings
 from eventstore.connection import NatsAddress
 from eventstore.events import TaskId

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from app import readers
 from app.feed import REST, TaskStream
-from app.readers import AT_ONCE, ENDED, LEFT, Circle, Paced, Reader, Said
+from app.readers import AT_ONCE, ENDED, LEFT, Circle, Paced, Reader, Said, Straight
 from app.unwound import went_through
 from app.wheel import ROUNDS, Wheel
 from eventstore.codec import encode
@@ -146,6 +146,57 @@ async def test_a_fact_that_has_no_words_cuts_its_readers_and_harms_nobody_else()
     circle.say(*fact(14))
     await turns(2)
     assert (reader.pieces, later.pieces) == ([b"1"], [b"14"])
+
+
+class Broken(Reader):
+    def hear(self, said: Said, at: float) -> None:
+        raise RuntimeError("a socket that is closed")
+
+
+async def test_a_reader_that_can_not_be_told_is_cut_and_all_others_hear():
+    circle, wheel = Circle(Plain()), Wheel(b"ping", 0.05)
+    everybody: list[Reader] = [Heard(), Broken(), Heard()]
+    pinged: list[Reader] = [Broken(), Heard()]
+    for reader in everybody:
+        circle.join(reader)
+    places = [(reader, wheel.add(reader)) for reader in pinged]
+    for number in (1, 2):
+        circle.say(*fact(number))
+        await turns(2)
+    assert [reader.pieces for reader in everybody if isinstance(reader, Heard)] == [[b"1", b"2"]] * 2
+    assert await everybody[1].over == await pinged[0].over == "fault"
+    for reader, place in places:
+        if isinstance(reader, Heard):
+            await until(lambda reader=reader: len(reader.pieces) >= 3)
+        wheel.remove(reader, place)
+
+
+class Deaf:
+    """A line whose client takes nothing beyond so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.waiting = 0
+        self._room = room
+
+    def write(self, chunk: bytes, /) -> None:
+        self.waiting += len(chunk)
+
+    @property
+    def full(self) -> bool:
+        return self.waiting > self._room
+
+    def tell_of_end(self, on_end: object) -> None: ...
+
+
+async def test_a_straight_reader_that_takes_nothing_is_cut_before_it_would_hold_more_than_it_may():
+    line = Deaf(10)
+    reader = Straight(line, 100)
+    for _ in range(2):
+        reader.hear(Said([b"x" * 30]), 0)
+    assert not reader.over.done()
+    held = line.waiting
+    reader.hear(Said([b"x" * 1_000]), 0)
+    assert (reader.over.result(), line.waiting) == ("slow", held)
 
 
 async def test_a_paced_reader_holds_so_many_bytes_and_is_cut_off_with_more():

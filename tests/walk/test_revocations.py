@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from app.local import Local, write_local
 from eventstore.connection import NatsAddress
 from eventstore.tokens import Scope
 from tests.api import DEV, Api, running
+from tests.log.logs import until
 from tests.walk.terminal import environment, tasktrail
 from tests.walk.wire import Wire
 
@@ -77,3 +79,21 @@ async def test_a_revoked_token_is_refused_and_its_streams_end_in_every_process(
         for wire in mine:
             await said(wire, b"still there")
             await wire.close()
+
+
+async def test_a_stream_that_begins_just_as_its_token_changes_ends_when_the_changed_one_does(nats_address: NatsAddress):
+    async with running(nats_address) as api:
+        revocations, now = api.rooms.revocations, datetime.now(UTC)
+        await api.rooms.tokens.add("tt_short", DEV, SCOPES, expires_at=now + timedelta(hours=1))
+        before = await api.rooms.bearers.authenticate("tt_short")
+        await api.rooms.tokens.all()
+        first, second = list[str](), list[str]()
+        revocations.watch(before, first.append)
+        await api.rooms.tokens.add("tt_short", DEV, SCOPES, expires_at=now + timedelta(seconds=1))
+        await until(lambda: first == ["token_changed"])
+        after = await api.rooms.bearers.authenticate("tt_short")
+        revocations.watch(after, second.append)  # before the first gave its place back
+        await until(lambda: second == ["token_expired"])
+        revocations.unwatch(before, first.append)
+        revocations.unwatch(after, second.append)
+        assert first == ["token_changed"]
