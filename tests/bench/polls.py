@@ -19,7 +19,7 @@ from tests.projections.databases import Cluster
 from tests.walk.serving import free_port
 
 ROUNDS = 5
-SECONDS = 3
+SECONDS = 2
 CLIENTS = 64
 OURS, STRICT, BARE, FASTAPI = "ours", "ours, strict reads", "bare uvicorn", "a FastAPI handler"
 
