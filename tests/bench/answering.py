@@ -53,12 +53,11 @@ def fastapi(answer: Answer) -> ASGI3Application:
     return application  # pyright: ignore[reportReturnType]  # starlette's ASGI types and uvicorn's differ in name
 
 
-if __name__ == "__main__":
-    given = msgspec.json.decode(sys.stdin.buffer.read(), type=Answer)
-    made = {"bare": bare, "fastapi": fastapi}[sys.argv[1]](given)
+def serve(application: ASGI3Application, port: int) -> None:
+    """Answer until killed, on what the service's own HTTP is made of."""
     config = uvicorn.Config(
-        made,
-        port=int(sys.argv[2]),
+        application,
+        port=port,
         http="httptools",
         loop="uvloop",
         lifespan="off",
@@ -69,3 +68,9 @@ if __name__ == "__main__":
     )
     freeze()  # as the service does it
     uvicorn.Server(config).run()
+
+
+if __name__ == "__main__":
+    given = msgspec.json.decode(sys.stdin.buffer.read(), type=Answer)
+    made = {"bare": bare, "fastapi": fastapi}[sys.argv[1]](given)
+    serve(made, int(sys.argv[2]))
